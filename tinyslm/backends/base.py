@@ -1,0 +1,89 @@
+"""What the engine asks of a backend, and the weights that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..gguf import GGUF
+from ..ops import Program, Weight
+
+PAGE = 64  # positions in a KV page
+
+# How a backend rounds the activations that meet a weight of each type (design, section 4): the length of the blocks
+# that share one int8 scale; types that are not here meet float32 activations.
+ACTIVATION_BLOCK = {"Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32, "Q6_K": 256}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of one step. All arrays are int32.
+
+    `ids`, `positions`, `sequence`: (tokens,); a sequence's tokens stand together, in ascending position, and
+    `sequence` says whose they are: an index into `pages`, which lists for each sequence the KV pages that hold
+    positions 0–63, 64–127 …, up to the last position of the step. `outputs`: (outputs,), the tokens whose logits are
+    wanted, ascending.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    sequence: np.ndarray
+    outputs: np.ndarray
+    pages: Sequence[Sequence[Any]]
+
+
+class Backend(Protocol):
+    """Runs a program. Only one thread at a time calls `step`; `cancel` may be called from any."""
+
+    name: str
+    page_bytes: int
+
+    def step(self, batch: Batch, logits: np.ndarray) -> np.ndarray:
+        """Run the program: writes float32 (outputs, vocab), and the keys and values of the step into its pages.
+
+        Returns bool (tokens,): True where a value of that token's row was no finite number. Raises CancelledError
+        after `cancel`, with the pages' positions of this step undefined.
+        """
+        ...
+
+    def new_page(self) -> Any: ...
+    def free_page(self, page: Any) -> None: ...
+    def copy_page(self, target: Any, source: Any) -> None: ...
+
+    def cancel(self) -> None:
+        """Make the step that is running, if any, return soon."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Weights:
+    """The tensors of an open file as ops read them."""
+
+    def __init__(self, file: GGUF) -> None:
+        self.file = file
+
+    def type_name(self, weight: Weight) -> str:
+        return self.file.tensors[weight.name].format.name
+
+    def blocks(self, weight: Weight) -> np.ndarray:
+        """The rows in the op's order, undecoded: uint8 (n, bytes of a row); one row for a vector."""
+        rows = self.file.read(self.file.tensors[weight.name])
+        order = weight.row_order()
+        return rows if order is None or not weight.k else rows[order]
+
+    def floats(self, weight: Weight) -> np.ndarray:
+        """The weights' values: float32 (n, k), or (n,) for a vector."""
+        values = self.file.tensors[weight.name].format.dequantise(self.blocks(weight))
+        if weight.k:
+            return values
+        order = weight.row_order()
+        return values.ravel() if order is None else values.ravel()[order]
+
+
+def matrix_types(program: Program, weights: Weights) -> dict[str, str]:
+    """The type of every matrix of the program, by name."""
+    return {w.name: weights.type_name(w) for w in program.weights() if w.k}

@@ -1,0 +1,160 @@
+"""Hyperparameters of a GGUF file: read once, checked, frozen.
+
+Key names and defaults: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from .errors import FileError, UnsupportedError
+
+T = TypeVar("T", int, float, str, bool)
+# Under these, a key that is not understood changes the arithmetic: it is an error, never skipped.
+STRICT = ("rope", "attention", "expert")
+LIMIT = 1 << 24  # no width, count or context of a real model is larger
+
+
+class Keys:
+    """Typed access to `{arch}.*`, remembering what was read."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, object]) -> None:
+        self.path, self.metadata, self.used = path, metadata, set[str]()
+        arch = metadata.get("general.architecture")
+        if not isinstance(arch, str):
+            raise FileError(path, "no architecture is named", where="general.architecture", expected="a string")
+        self.arch = arch
+
+    def get(self, name: str, kind: type[T], default: T | None = None) -> T:
+        """The value of `{arch}.{name}`.
+
+        Raises FileError where it is missing without a default, of another type, or absurd.
+        """
+        key = f"{self.arch}.{name}"
+        self.used.add(key)
+        value = self.metadata.get(key, default)
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            value = value[0].item()  # a list with one entry a layer, all alike
+        if value is None:
+            raise FileError(self.path, "a key is missing", where=key, expected=f"a value of type {kind.__name__}")
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not kind:
+            raise FileError(self.path, "a key has the wrong type", where=key, expected=kind.__name__, got=repr(value))
+        if isinstance(value, float) and not np.isfinite(value):
+            raise FileError(self.path, "a key is not finite", where=key, got=value)
+        return value
+
+    def count(self, name: str, default: int | None = None, low: int = 1) -> int:
+        """A width or a count: `low` … 2²⁴."""
+        value = self.get(name, int, default)
+        if not low <= value <= LIMIT:
+            raise FileError(
+                self.path, "a key is absurd", where=f"{self.arch}.{name}", expected=f"{low} to {LIMIT}", got=value
+            )
+        return value
+
+    def positive(self, name: str, default: float | None = None) -> float:
+        value = self.get(name, float, default)
+        if value <= 0:
+            raise FileError(self.path, "a key is absurd", where=f"{self.arch}.{name}", expected="above 0", got=value)
+        return value
+
+    def informative(self, *names: str) -> None:
+        """These say nothing that the arithmetic needs."""
+        self.used.update(f"{self.arch}.{name}" for name in names)
+
+    def unread(self) -> tuple[str, ...]:
+        return tuple(k for k in self.metadata if k.startswith(self.arch + ".") and k not in self.used)
+
+    def refuse_unread(self) -> None:
+        """Raise UnsupportedError for a key under a strict prefix that nothing has read."""
+        for key in self.unread():
+            if key[len(self.arch) + 1 :].split(".")[0].split("_")[0] in STRICT:
+                raise UnsupportedError(
+                    self.path, "this key changes the arithmetic and is not understood", where=key, got=self.metadata[key]
+                )
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the transformer families share. Widths in elements, context in tokens."""
+
+    arch: str
+    layers: int
+    width: int
+    ff: int
+    heads: int
+    kv_heads: int
+    dk: int
+    dv: int
+    context: int
+    vocab: int
+    eps: float
+    rope_dim: int
+    rope_base: float
+    rope_factor: float  # positions are divided by it (linear scaling)
+
+    def frequencies(self, factors: np.ndarray | None = None) -> tuple[float, ...]:
+        """Rotation per position of each pair, in radians (float64): base^(-2i/d) / factor / factors[i].
+
+        Decimal arithmetic, so that every machine gets the same bits (pow of the C libraries differs by CPU).
+        """
+        half = self.rope_dim // 2
+        with localcontext() as context:
+            context.prec = 40
+            log = Decimal(self.rope_base).ln()
+            table = [
+                float((log * Decimal(-2 * i) / Decimal(self.rope_dim)).exp() / Decimal(self.rope_factor))
+                for i in range(half)
+            ]
+        return tuple(table) if factors is None else tuple(f / float(x) for f, x in zip(table, factors, strict=True))
+
+
+def read(keys: Keys, vocab: int) -> Config:
+    """The hyperparameters of `keys`; `vocab` is the number of rows of the embedding.
+
+    Raises FileError for a key that is missing or absurd, UnsupportedError for one that asks for what is not built.
+    """
+    width, heads = keys.count("embedding_length"), keys.count("attention.head_count")
+    kv_heads = keys.count("attention.head_count_kv", heads)
+    if width % heads and "attention.key_length" not in str(keys.metadata.keys()):
+        raise FileError(keys.path, "the width is no multiple of the heads", where=f"{keys.arch}.embedding_length",
+                        expected=f"a multiple of {heads}", got=width)  # fmt: skip
+    if heads % kv_heads:
+        raise FileError(keys.path, "query heads are no multiple of key heads", where=f"{keys.arch}.attention.head_count",
+                        expected=f"a multiple of {kv_heads}", got=heads)  # fmt: skip
+    dk = keys.count("attention.key_length", width // heads)
+    dv = keys.count("attention.value_length", dk)
+    rope_dim = keys.count("rope.dimension_count", dk)
+    if rope_dim > dk or rope_dim % 2:
+        raise FileError(keys.path, "a key is absurd", where=f"{keys.arch}.rope.dimension_count",
+                        expected=f"an even number up to {dk}", got=rope_dim)  # fmt: skip
+    keys.informative("rope.scaling.finetuned", "rope.scaling.original_context_length", "vocab_size",
+                     "tensor_data_layout")  # fmt: skip
+    return Config(
+        arch=keys.arch, layers=keys.count("block_count"), width=width, ff=keys.count("feed_forward_length"),
+        heads=heads, kv_heads=kv_heads, dk=dk, dv=dv, context=keys.count("context_length"), vocab=vocab,
+        eps=keys.positive("attention.layer_norm_rms_epsilon"), rope_dim=rope_dim,
+        rope_base=keys.positive("rope.freq_base", 10000.0), rope_factor=_linear_factor(keys),
+    )  # fmt: skip
+
+
+def _linear_factor(keys: Keys) -> float:
+    """By how much positions are divided. `rope.scale_linear` is the key of older files."""
+    kind = keys.get("rope.scaling.type", str, "linear")
+    factor = keys.positive("rope.scaling.factor", keys.positive("rope.scale_linear", 1.0))
+    if kind == "none" or factor == 1.0:
+        return 1.0
+    if kind != "linear":
+        raise UnsupportedError(
+            keys.path, "this RoPE scaling is not supported", where=f"{keys.arch}.rope.scaling.type",
+            expected="none or linear", got=kind,
+        )  # fmt: skip
+    return factor
