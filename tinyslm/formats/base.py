@@ -1,0 +1,69 @@
+"""What a format descriptor is, and how a function over blocks becomes one over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyslm.errors import OptionError
+from tinyslm.formats.types import TYPE_IDS, TYPES
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+Scalar = TypeVar("Scalar", np.uint8, np.float32)
+
+# Weights handled at once: the temporaries of one slice (a quarter megabyte each) stay in the L2 cache.
+_SLICE = 65536
+
+
+@dataclass(frozen=True)
+class Format:
+    """One GGUF tensor type that the engine computes with; `block` weights take `bytes` bytes."""
+
+    name: str
+    id: int
+    block: int
+    bytes: int
+    dequantise: Callable[[U8], F32]
+    """uint8 (..., n * bytes) to float32 (..., n * block). OptionError where dtype or length do not fit."""
+    quantise: Callable[[F32], U8]
+    """float32 (..., n * block) to uint8 (..., n * bytes). OptionError where dtype or length do not fit."""
+
+
+def block_format(name: str, from_blocks: Callable[[U8], F32], to_blocks: Callable[[F32], U8]) -> Format:
+    """A descriptor from two functions over blocks: (n, bytes) to (n, block) float32, and back."""
+    id_ = TYPE_IDS[name]
+    block, size = TYPES[id_].block, TYPES[id_].bytes
+
+    def dequantise(rows: U8) -> F32:
+        blocks = _blocks(rows, np.uint8, size, name)
+        out = np.empty((len(blocks), block), np.float32)
+        for start in range(0, len(blocks), _SLICE // block):
+            part = slice(start, start + _SLICE // block)
+            with np.errstate(invalid="ignore", over="ignore"):  # a broken scale gives inf or nan, as it does in C
+                out[part] = from_blocks(blocks[part])
+        return out.reshape(*rows.shape[:-1], rows.shape[-1] // size * block)
+
+    def quantise(rows: F32) -> U8:
+        blocks = _blocks(rows, np.float32, block, name)
+        out = np.empty((len(blocks), size), np.uint8)
+        for start in range(0, len(blocks), _SLICE // block):
+            part = slice(start, start + _SLICE // block)
+            with np.errstate(invalid="ignore", over="ignore"):  # nan stays nan; a scale beyond f16 becomes inf
+                out[part] = to_blocks(blocks[part])
+        return out.reshape(*rows.shape[:-1], rows.shape[-1] // block * size)
+
+    return Format(name, id_, block, size, dequantise, quantise)
+
+
+def _blocks(rows: npt.NDArray[Scalar], kind: type[Scalar], length: int, name: str) -> npt.NDArray[Scalar]:
+    """The rows as (n, length), once their type and length are found to fit."""
+    if rows.dtype != kind:
+        raise OptionError(f"{name} needs an array of {kind.__name__}, got {rows.dtype}")
+    if rows.ndim == 0 or rows.shape[-1] % length:
+        raise OptionError(f"{name}: the last axis must be a multiple of {length}, the shape is {rows.shape}")
+    return np.ascontiguousarray(rows).reshape(-1, length)

@@ -1,0 +1,59 @@
+"""The K formats: super-blocks of 256 weights, whose small groups have integer scales under one f16 scale.
+
+Layout as in ggml (`ggml-quants.c`). Quantising here is plain rounding to nearest under each group's own scale; ggml
+searches for better scales.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyslm.formats.base import F32, U8, Format, block_format
+
+
+def _q6_k_from_blocks(blocks: U8) -> F32:
+    """Weight = d * scale of its 16 * (code - 32). Bytes: 128 of low nibbles, 64 of upper bit pairs, 16 scales, d.
+
+    Each half of 128 weights is four runs of 32: the nibble bytes hold runs 0, 1 low and 2, 3 high, the pairs
+    of all four runs share a byte.
+    """
+    n = len(blocks)
+    low = blocks[:, :128].reshape(n, 2, 1, 64) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
+    high = blocks[:, 128:192].reshape(n, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
+    codes = (low & 15).reshape(n, 2, 4, 32) | ((high & 3) << 4)
+    scales = blocks[:, 192:208].view(np.int8).astype(np.float32)
+    d = np.ascontiguousarray(blocks[:, 208:]).view("<f2").astype(np.float32)
+    weights = (codes.view(np.int8) - np.int8(32)).astype(np.float32).reshape(n, 16, 16)
+    return ((d * scales)[:, :, None] * weights).reshape(n, 256)
+
+
+def _q6_k_to_blocks(blocks: F32) -> U8:
+    """Each group's farthest weight aims at code 0 (-32), so that a group's scale bears that weight's sign, turned."""
+    n = len(blocks)
+    groups = blocks.reshape(n, 16, 16)
+    highest, lowest = groups.max(axis=2), groups.min(axis=2)
+    ideal = np.where(highest > -lowest, highest, lowest) / np.float32(-32)
+    d = (np.abs(ideal).max(axis=1, keepdims=True) / np.float32(127)).astype("<f2")
+    stored = d.astype(np.float32)
+    scales = np.clip(np.rint(_ratio(ideal, stored)), -127, 127)
+    codes = groups * _ratio(np.float32(1), stored * scales)[:, :, None]
+    np.rint(codes, out=codes)
+    codes += np.float32(32)
+    np.clip(codes, 0, 63, out=codes)
+    q = codes.astype(np.uint8).reshape(n, 2, 4, 32)
+    low = (q[:, :, :2] & 15) | (q[:, :, 2:] << 4)
+    pairs = q >> 4
+    high = pairs[:, :, 0] | (pairs[:, :, 1] << 2) | (pairs[:, :, 2] << 4) | (pairs[:, :, 3] << 6)
+    parts = [low.reshape(n, 128), high.reshape(n, 64), scales.astype(np.int8).view(np.uint8), d.view(np.uint8)]
+    return np.concatenate(parts, axis=1)
+
+
+def _ratio(above: F32 | np.float32, below: F32) -> F32:
+    """above / below; 0 where that is no finite number (a scale that is 0 in f16)."""
+    shape = np.broadcast_shapes(np.shape(above), below.shape)
+    ratio = np.divide(above, below, out=np.zeros(shape, np.float32), where=below != 0)
+    ratio[~np.isfinite(ratio)] = 0
+    return ratio
+
+
+FORMATS: tuple[Format, ...] = (block_format("Q6_K", _q6_k_from_blocks, _q6_k_to_blocks),)
