@@ -1,0 +1,86 @@
+"""Byte-level BPE vocabularies (`tokenizer.ggml.model` = `gpt2`) through the tokenizers library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from ..errors import FileError, OptionError
+from .pretokenizers import PreTokenizer
+from .vocabulary import CONTROL, UNKNOWN, Vocabulary
+
+CHUNK = 1 << 18  # characters the library sees at once: it keeps about 160 bytes for each until it is done
+
+# A space between two ASCII letters: every pre-tokenizer of the table cuts there, whatever stands further off.
+_SEAM = re.compile("(?<=[A-Za-z])(?= [A-Za-z])")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte: itself if printable, else the next code point from 256 on."""
+    table, extra = {}, 256
+    for byte in range(256):
+        if 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255:
+            table[chr(byte)] = byte
+        else:
+            table[chr(extra)] = byte
+            extra += 1
+    return table
+
+
+BYTES = _byte_alphabet()
+_NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
+
+
+def raw_bytes(text: str) -> bytes:
+    """The bytes that a token's text stands for; a text outside the byte alphabet stands for itself."""
+    try:
+        return bytes([BYTES[char] for char in text])
+    except KeyError:
+        return text.encode()
+
+
+def encoder(vocab: Vocabulary, row: PreTokenizer) -> Callable[[str], list[int]]:
+    """A function from plain text to ids, the text cut by `row`. Raises FileError where merges and tokens disagree."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    # Control tokens stay out, so that no text can become one.
+    hidden = (CONTROL, UNKNOWN)
+    words = {
+        text: i for i, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True)) if kind not in hidden
+    }
+    words.pop("", None)
+    merges = [tuple(merge.split(" ", 1)) for merge in vocab.merges]
+    for i, pair in enumerate(merges):
+        if len(pair) != 2:
+            raise FileError(
+                vocab.path, f"merge {i} is broken", where="tokenizer.ggml.merges",
+                expected="two tokens and a space between them", got=repr(vocab.merges[i][:40]),
+            )  # fmt: skip
+    try:
+        model = models.BPE(vocab=words, merges=merges, ignore_merges=row.ignore_merges)  # type: ignore[arg-type]
+    except Exception as error:  # the library raises bare Exception
+        problem = f"the merges do not fit the tokens: {str(error)[:120]!r}"
+        raise FileError(vocab.path, problem, where="tokenizer.ggml.merges") from error
+    library = Tokenizer(model)
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in row.patterns]
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    missing = frozenset(byte for char, byte in BYTES.items() if char not in words) - _NEVER_IN_UTF8
+
+    def encode(text: str) -> list[int]:
+        lacking = missing.intersection(text.encode()) if missing else None
+        if lacking:  # the library would drop it without a word
+            raise OptionError(
+                f"the text has the byte 0x{min(lacking):02X}, for which this model's vocabulary has no token"
+            )
+        ids: list[int] = []
+        start = 0
+        while start < len(text):
+            seam = _SEAM.search(text, start + CHUNK) if len(text) - start > CHUNK else None
+            stop = seam.start() if seam else len(text)
+            ids += library.encode(text[start:stop], add_special_tokens=False).ids
+            start = stop
+        return ids
+
+    return encode
