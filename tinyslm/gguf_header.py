@@ -25,14 +25,14 @@ MAX_ALIGNMENT = 1 << 21  # a huge page: nothing that files are laid out for is l
 
 # The largest headers known hold some 700 thousand strings in 20 MB, a hundred keys, and a few thousand tensors.
 MAX_HEADER = 256 << 20
-MAX_ITEMS = 2 << 20  # strings and inner arrays
 MAX_KEYS = 1 << 16
 MAX_NAME = 65535  # bytes, as the specification says of keys
 MAX_DEPTH = 8  # arrays within arrays
-SPARE_MEMORY = 80 << 20
+SPARE_MEMORY = 64 << 20
 
 _CHUNK = 256 << 10
-_KEY_COST, _ARRAY_COST = 256, 256  # bytes of Python objects, rounded up
+# What a key and an array take in Python's objects, rounded up generously: the memory bounds the time as well.
+_KEY_COST, _ARRAY_COST = 256, 512
 
 
 class ValueType(enum.IntEnum):
@@ -64,11 +64,9 @@ _U32, _U64 = SCALARS[ValueType.UINT32], SCALARS[ValueType.UINT64]
 
 @dataclass
 class Budget:
-    """What the headers of all parts of one model may use together."""
+    """Memory that the headers of one model's parts have taken together, beyond their own bytes."""
 
-    items: int = 0
-    memory: int = 0
-    bytes_read: int = 0
+    taken: int = 0
 
 
 def shorten(name: str) -> str:
@@ -103,14 +101,12 @@ class Cursor:
         if offset + n > MAX_HEADER:
             self.fail("the header is too long", offset, f"at most {MAX_HEADER} bytes", f"{offset + n}")
 
-    def charge(self, items: int, memory: int) -> None:
-        budget = self.budget
-        budget.items += items
-        budget.memory += memory
-        if budget.items > MAX_ITEMS:
-            self.fail("the metadata holds too many strings", self.offset, f"at most {MAX_ITEMS}")
-        if budget.memory > SPARE_MEMORY + budget.bytes_read:
-            self.fail("the header takes too much memory", self.offset, f"at most {SPARE_MEMORY} bytes beyond its own")
+    def charge(self, memory: int) -> None:
+        """Accounts for bytes of Python objects, less the bytes of the file that they stand for."""
+        self.budget.taken += memory
+        if self.budget.taken > SPARE_MEMORY:
+            expected = f"at most {SPARE_MEMORY} bytes beyond its own"
+            self.fail("the header takes too much memory", self.offset, expected)
 
     def need(self, n: int) -> None:
         """Sees to it that n bytes stand in the buffer."""
@@ -132,7 +128,6 @@ class Cursor:
             if not got:
                 self.fail("the file shrank while it was read", self.offset)
             done += got
-        self.budget.bytes_read += done
 
     def take(self, n: int) -> bytes | bytearray:
         """The next n bytes; long runs go past the buffer."""
@@ -166,11 +161,8 @@ class Cursor:
         length = self.u64()
         if length > limit:
             self.fail("a name is too long", at, f"at most {limit} bytes", length)
-        self.room(length)
         raw = self.take(length)
-        self.charge(
-            1, 64 + length * (1 if raw.isascii() else 4)
-        )  # CPython stores a string as wide as its widest letter
+        self.charge(64 + length * (1 if raw.isascii() else 4))  # CPython stores all letters as wide as the widest
         try:
             return str(raw, "utf-8")
         except UnicodeDecodeError as error:
@@ -198,7 +190,7 @@ class Cursor:
         empty value shows its type."""
         at = self.offset
         kind, count = self.u32(), self.u64()
-        self.charge(0, _ARRAY_COST)
+        self.charge(_ARRAY_COST)
         if kind == ValueType.STRING:
             self.room(8 * count)
             return self.strings(count)
@@ -206,32 +198,28 @@ class Cursor:
             if depth == MAX_DEPTH:
                 self.fail("arrays are nested too deeply", at, f"at most {MAX_DEPTH} levels")
             self.room(12 * count)
-            self.charge(count, 8 * count)
             return tuple([self.array(depth + 1) for _ in range(count)])
         dtype = DTYPES.get(kind)
         if dtype is None:
             self.fail("unknown value type of an array", at, "0 to 12", kind)
-        length = count * dtype.itemsize
-        self.room(length)
-        self.charge(0, length)
-        numbers = np.frombuffer(self.take(length), np.uint8)
-        if kind == ValueType.BOOL and count and numbers.max() > 1:
-            self.fail("a bool is neither 0 nor 1", at + 12 + int(np.argmax(numbers > 1)))
-        numbers.flags.writeable = False
-        return numbers.view(dtype)
+        numbers = np.frombuffer(memoryview(self.take(count * dtype.itemsize)).toreadonly(), dtype)
+        if kind == ValueType.BOOL and count and numbers.view(np.uint8).max() > 1:
+            self.fail("a bool is neither 0 nor 1", at)
+        return numbers
 
     def strings(self, count: int) -> list[str]:
         """Tokens: real vocabularies hold bytes that are no UTF-8, which are kept as surrogates (PEP 383)."""
         out: list[str] = []
         while len(out) < count:
+            at = self.offset
             part = self._strings_in_buffer(min(count - len(out), 65536))
             if not part:  # the next one reaches beyond the buffer
                 self.need(8)
                 length = _U64.unpack_from(self.buffer, self.pos)[0]
                 self.room(8 + length)
-                self.charge(0, 4 * length if length > _CHUNK else 0)
+                self.charge(4 * length if length > _CHUNK else 0)
                 part = [str(memoryview(self.take(8 + length))[8:], "utf-8", "surrogateescape")]
-            self.charge(len(part), sum(map(sys.getsizeof, part)) + 8 * len(part))
+            self.charge(sum(map(sys.getsizeof, part)) + 8 * len(part) - (self.offset - at))
             out += part
         return out
 
@@ -272,7 +260,7 @@ def read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, object], dict[s
         cursor.where = key
         if key in metadata:
             cursor.fail("the metadata key stands there twice", at)
-        cursor.charge(0, _KEY_COST)
+        cursor.charge(_KEY_COST)
         kind = cursor.u32()
         metadata[key] = cursor.value(kind)
         types[key] = ValueType(kind)
