@@ -190,5 +190,5 @@ class _Finder:
             yield text[start:]
 
     def _longest(self, text: str, at: int) -> str | None:
-        lengths = self._lengths.get(text[at : at + 2]) or self._lengths.get(text[at], ())
+        lengths = self._lengths.get(text[at : at + 2]) or self._lengths.get(text[at]) or []
         return next((part for n in lengths if (part := text[at : at + n]) in self._ids), None)

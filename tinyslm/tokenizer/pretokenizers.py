@@ -83,7 +83,7 @@ _bailing = PreTokenizer(
         r"|\s*[\r\n]|\s+(?!\S)|\s+",
     )
 )
-_tiny_aya = PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))
+_tiny_aya = PreTokenizer((r"\d{1,3}(?=(?:\d{3}){0,100}\b)", _GPT4O))
 _sentence = PreTokenizer((_SENTENCE,))
 
 PRETOKENIZERS: dict[str, PreTokenizer] = {
@@ -105,7 +105,7 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
     "chatglm-bpe": _llama3_plain,
     "jais-2": PreTokenizer(
         (
-            rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|\s*[\r\n]+|\s{{512}}(?!\S)|\s{{256}}(?!\S)"
+            rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|\s{{0,4096}}[\r\n]+|\s{{512}}(?!\S)|\s{{256}}(?!\S)"
             r"|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s",
         )
     ),
