@@ -25,7 +25,6 @@ from tinyslm.formats import FORMATS, REMOVED, TYPE_NAMES, TYPES, Format
 from tinyslm.gguf_header import (
     MAGIC,
     MAX_KEYS,
-    MAX_NAME,
     Budget,
     Cursor,
     ValueType,
@@ -340,7 +339,7 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, Tenso
     for index in range(count):
         cursor.where = f"tensor {index + 1} of {count}"
         at = cursor.offset
-        name = cursor.text(MAX_NAME)
+        name = cursor.name()
         cursor.where = name
         if name in found:
             cursor.fail("the tensor stands there twice", at)

@@ -155,12 +155,10 @@ class Cursor:
     def u64(self) -> int:
         return int(self.unpack(_U64))
 
-    def text(self, limit: int = MAX_HEADER) -> str:
+    def text(self) -> str:
         """A string that must be UTF-8."""
         at = self.offset
         length = self.u64()
-        if length > limit:
-            self.fail("a name is too long", at, f"at most {limit} bytes", length)
         raw = self.take(length)
         self.charge(64 + length * (1 if raw.isascii() else 4))  # CPython stores all letters as wide as the widest
         try:
@@ -168,6 +166,14 @@ class Cursor:
         except UnicodeDecodeError as error:
             got = f"byte 0x{raw[error.start]:02x}"
             self.fail("a string is not UTF-8", at + 8 + error.start, "valid UTF-8", got)
+
+    def name(self) -> str:
+        """Of a key or a tensor."""
+        self.need(8)
+        length = _U64.unpack_from(self.buffer, self.pos)[0]
+        if length > MAX_NAME:
+            self.fail("a name is too long", self.offset, f"at most {MAX_NAME} bytes", length)
+        return self.text()
 
     def value(self, kind: int) -> object:
         """One metadata value: bool, int, float or str; an array as `array` says."""
@@ -256,7 +262,7 @@ def read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, object], dict[s
     for index in range(count):
         cursor.where = f"metadata key {index + 1} of {count}"
         at = cursor.offset
-        key = cursor.text(MAX_NAME)
+        key = cursor.name()
         cursor.where = key
         if key in metadata:
             cursor.fail("the metadata key stands there twice", at)

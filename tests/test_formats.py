@@ -1,0 +1,114 @@
+"""The NumPy formats against the `gguf` package, which follows ggml's C to the bit."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from gguf import quants
+
+from tinyslm.errors import OptionError
+from tinyslm.formats import BY_NAME, FORMATS, REMOVED, TYPE_NAMES, TYPES, Format
+
+ALL = pytest.mark.parametrize("format_", FORMATS.values(), ids=lambda f: f.name)
+# Where the f16 scales lie in a block.
+SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q6_K": [208]}
+
+
+def random_blocks(format_: Format, n: int) -> np.ndarray:
+    """Random codes under finite scales of every size: zero, denormal, the largest, of either sign."""
+    rng = np.random.default_rng(format_.id)
+    blocks = rng.integers(0, 256, (n, format_.bytes), np.uint8)
+    edges = np.array([0, -0.0, 6e-8, -6e-8, 6.1e-5, 65504, -65504, 1], "<f2")
+    for at in SCALES.get(format_.name, []):
+        scales = rng.integers(0, 0x7C00, n, np.uint16) | (rng.integers(0, 2, n, np.uint16) << 15)
+        scales[: len(edges)] = rng.permutation(edges).view("<u2")
+        blocks[:, at : at + 2] = scales[:, None].view(np.uint8)
+    return blocks.reshape(n // 8, -1)
+
+
+def random_weights(seed: int) -> np.ndarray:
+    """Rows of all magnitudes that f16 scales can bear and of some they cannot, of zeros, ties, and equal values."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((64, 1024)) * np.exp(rng.uniform(-30, 10, (64, 1)))
+    rows[0], rows[1], rows[2], rows[3] = 0, -0.0, 3.5, -3.5
+    rows[4] = rng.integers(-127, 128, 1024) + 0.5
+    rows[5, ::2] = 0
+    rows[6] = 1e-45
+    return rows.astype(np.float32)
+
+
+def test_sizes_and_names_are_those_of_ggml() -> None:
+    theirs = {int(type_): (type_.name, *gguf.GGML_QUANT_SIZES[type_]) for type_ in gguf.GGMLQuantizationType}
+    theirs[9] = ("Q8_1", 32, 36)  # two f16 since 2024; the package still counts two f32 (no file holds any)
+    assert {id_: tuple(size) for id_, size in TYPES.items() if id_ in theirs} == theirs
+    assert set(REMOVED) == {4, 5, 31, 32, 33, 36, 37, 38}
+    assert sorted(TYPE_NAMES) == list(range(42))
+    assert {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q6_K"} <= set(BY_NAME)
+
+
+@ALL
+def test_dequantise_equals_ggml_to_the_bit(format_: Format) -> None:
+    blocks = random_blocks(format_, 4096)
+    with np.errstate(all="ignore"):
+        expected = quants.dequantize(blocks, gguf.GGMLQuantizationType(format_.id))
+    got = format_.dequantise(blocks)
+    assert got.dtype == np.float32
+    assert got.shape == (blocks.shape[0], 8 * format_.block)
+    np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_quantise_equals_ggml_to_the_bit(name: str) -> None:
+    format_ = BY_NAME[name]
+    weights = random_weights(format_.id)
+    with np.errstate(all="ignore"):
+        expected = quants.quantize(weights, gguf.GGMLQuantizationType(format_.id)).view(np.uint8)
+    np.testing.assert_array_equal(format_.quantise(weights), expected.reshape(len(weights), -1))
+
+
+def test_q6_k_rounds_each_weight_to_the_nearest_step() -> None:
+    format_ = BY_NAME["Q6_K"]
+    weights = np.random.default_rng(1).standard_normal((32, 1024)).astype(np.float32)
+    back = format_.dequantise(format_.quantise(weights))
+    groups, error = weights.reshape(-1, 16), np.abs(back - weights).reshape(-1, 16)
+    # Half a step is 1/64 of the group's farthest weight; that weight's own opposite is cut at 31 of 32 steps, and the
+    # group's scale is off by up to half of 1/127 of the block's largest, times up to 32 steps.
+    farthest = np.abs(groups).max(axis=1, keepdims=True)
+    largest = np.abs(weights).reshape(-1, 256).max(axis=1).repeat(16)[:, None]
+    assert (error <= farthest / 31 + largest / 254 * 1.01).all()
+    assert np.sqrt((error**2).mean()) < 0.02
+
+
+@ALL
+def test_quantised_values_survive_quantising_again(format_: Format) -> None:
+    once = format_.quantise(np.random.default_rng(2).standard_normal((4, 512)).astype(np.float32))
+    again = format_.quantise(format_.dequantise(once))
+    tolerance = 0.02 if format_.name == "Q6_K" else 0.002  # the f16 scale is rounded once more
+    np.testing.assert_allclose(format_.dequantise(again), format_.dequantise(once), atol=tolerance)
+
+
+@ALL
+def test_not_a_number_stays_visible(format_: Format) -> None:
+    weights = np.zeros((1, 256), np.float32)
+    weights[0, 7] = np.nan
+    assert np.isnan(format_.dequantise(format_.quantise(weights))[0, 7])
+
+
+@ALL
+def test_shapes(format_: Format) -> None:
+    k = 2 * format_.block
+    assert format_.quantise(np.zeros((3, 2, k), np.float32)).shape == (3, 2, 2 * format_.bytes)
+    assert format_.dequantise(np.zeros((3, 2, 2 * format_.bytes), np.uint8)).shape == (3, 2, k)
+    assert format_.dequantise(np.zeros((0, 2 * format_.bytes), np.uint8)).shape == (0, k)
+    assert format_.quantise(np.zeros(k, np.float32)).shape == (2 * format_.bytes,)
+    strided = np.zeros((2, 2 * k), np.float32)[:, ::2]
+    assert format_.quantise(strided).shape == (2, 2 * format_.bytes)
+
+
+@ALL
+def test_wrong_arguments(format_: Format) -> None:
+    with pytest.raises(OptionError, match="float32"):
+        format_.quantise(np.zeros((1, format_.block)))  # float64
+    with pytest.raises(OptionError, match="multiple"):
+        format_.dequantise(np.zeros((1, format_.bytes + 1), np.uint8))
