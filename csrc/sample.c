@@ -90,7 +90,7 @@ static inline uint64_t weight_of(double d)
 }
 
 /* Natural logarithm of a positive normal double: y = 2^e m, sqrt(1/2) <= m < sqrt(2), log m = 2 atanh((m-1)/(m+1));
-   absolute error of the series below 1e-14. */
+   absolute error of the series below 2e-14. */
 static double natural_log(double y)
 {
     uint64_t bits = bits_of_double(y);
@@ -148,7 +148,7 @@ static inline float key_logit(uint64_t key)
 static inline int32_t key_id(uint64_t key) { return (int32_t)(0xffffffffu - (uint32_t)key); }
 
 /* The key at which a walk in descending order has gathered `target` (>= 1, <= the sum) of weight; NULL weighs 1 each.
-   Each round splits the range of the members left into at most 256 buckets and goes on with the bucket that holds it. */
+   Each round splits the range of the members left into at most 256 buckets and goes on with the one that holds it. */
 static uint64_t cutoff(const uint64_t *key, const uint64_t *weight, int32_t n, uint64_t target, int32_t *member)
 {
     for (int32_t i = 0; i < n; i++)

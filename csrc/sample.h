@@ -21,14 +21,15 @@ typedef struct {
 size_t slm_sample_scratch(int32_t n_vocab);
 
 /* Draws one token: bias, mask, penalties, top-k, typical-p, top-p, min-p, temperature, draw.
-   Returns the id >= 0, or SLM_E_ARGUMENT (a null or unaligned pointer, a count or id out of range, a parameter that is
-   NaN or outside its range), or SLM_E_NONFINITE (a logit is NaN or +inf, also one that became so by bias or
-   penalties, or no allowed token has a finite logit; -inf is a banned token).
+   Returns the id >= 0, or SLM_E_ARGUMENT (a null or unaligned pointer, a count or id out of range, a parameter outside
+   its range: temperature and penalties finite, repeat_penalty > 0, top_p and typical_p >= 0, min_p <= 1, none NaN), or
+   SLM_E_NONFINITE (a logit is NaN or +inf, also one that became so by bias or penalties, or no allowed token has a
+   finite logit; -inf is a banned token).
 
    logits   n_vocab floats, not modified
    index    number of the token in its request: (seed, index) names the random number
    recent   the window that the penalties look at, at most the last repeat_last_n tokens of prompt and answer
-   bias     bias[i] is added to the logit of bias_ids[i]; repeated ids add up; -inf bans, +inf and NaN are SLM_E_ARGUMENT
+   bias     bias[i] is added to the logit of bias_ids[i]; repeated ids add up; -inf bans, +inf and NaN are refused
    mask     bit id % 32 of word id / 32 allows token id; NULL allows all
    logprob  NULL, or receives the natural log probability of the drawn token under the raw logits at temperature 1,
             before bias, mask, penalties and truncation; asking for it costs an exp for each token of the vocabulary
