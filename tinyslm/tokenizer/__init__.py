@@ -57,8 +57,10 @@ class Tokenizer:
         file's add_eos_token asks for it. special: texts of control tokens become those tokens; otherwise they stay
         text. User-defined tokens are found either way, the longest first.
 
-        A lone surrogate, which no UTF-8 can hold, is read as U+FFFD; NUL is a character like any other. Raises
-        OptionError where bos is True and the file names none, or the vocabulary lacks a character.
+        A lone surrogate, which no UTF-8 can hold, is read as U+FFFD; NUL is a character like any other. Where a BPE
+        vocabulary lacks a byte of the text (StarCoder's has none for 0xF1), a warning names it and it is left out.
+        Raises OptionError where bos is True and the file names none, or a SentencePiece vocabulary has neither bytes
+        nor an unknown token for a character.
         """
         if bos and self.bos is None:
             raise OptionError("bos=True, but this model has no BOS token")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 
-from ..errors import FileError, OptionError
+from ..errors import FileError
 from .pretokenizers import PreTokenizer
 from .vocabulary import CONTROL, UNKNOWN, Vocabulary
 
@@ -70,9 +71,11 @@ def encoder(vocab: Vocabulary, row: PreTokenizer) -> Callable[[str], list[int]]:
 
     def encode(text: str) -> list[int]:
         lacking = missing.intersection(text.encode()) if missing else None
-        if lacking:  # the library would drop it without a word
-            raise OptionError(
-                f"the text has the byte 0x{min(lacking):02X}, for which this model's vocabulary has no token"
+        if lacking:  # the library drops them without a word, as llama.cpp does
+            warnings.warn(
+                f"{vocab.path}: the vocabulary has no token for some bytes of the text, which are left out: "
+                + " ".join(f"0x{byte:02X}" for byte in sorted(lacking)),
+                stacklevel=4,
             )
         ids: list[int] = []
         start = 0

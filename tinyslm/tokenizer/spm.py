@@ -31,7 +31,7 @@ def encoder(vocab: Vocabulary) -> Callable[[str], list[int]]:
             )
         add(piece=text or f"[EMPTY_{i}]", score=score, type=kind)
     if unk is None:
-        add(piece="\0unknown", score=0.0, type=UNKNOWN)
+        add(piece=f"[UNKNOWN_{size}]", score=0.0, type=UNKNOWN)
     proto.trainer_spec.model_type = 2  # BPE
     proto.trainer_spec.byte_fallback = fallback
     proto.normalizer_spec.add_dummy_prefix = False

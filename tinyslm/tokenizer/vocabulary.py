@@ -255,11 +255,13 @@ def _types(keys: _Keys, tokens: list[str], merges: list[str], ids: Mapping[str, 
         if given.min() < 0 or given.max() > BYTE:
             keys.fail("token_type", "unknown token type", f"0 to {BYTE}", f"{given.min()} to {given.max()}")
         types = [t or NORMAL for t in given.tolist()]
-    for text in keys.strings("added_tokens") or []:
-        if text not in tokens:
+    added = keys.strings("added_tokens") or []
+    places = {text: i for i, text in enumerate(tokens)} if added else {}
+    for text in added:
+        if text not in places:
             keys.fail("added_tokens", "an added token is not among the tokens", got=repr(text[:40]))
-        i = tokens.index(text)
-        types[i] = USER_DEFINED if types[i] == NORMAL else types[i]
+        if types[places[text]] == NORMAL:
+            types[places[text]] = USER_DEFINED
     for i, text in enumerate(tokens):
         if text in END_TEXTS and (types[i] == USER_DEFINED or (types[i] == NORMAL and not _is_merged(text, merges))):
             types[i] = CONTROL
