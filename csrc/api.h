@@ -1,0 +1,107 @@
+/* Every struct and function that Python sees: plain declarations, read by the C compiler and by cffi alike. */
+
+enum slm_error {
+  SLM_OK = 0,
+  SLM_E_MEMORY = -1,    /* the system gave no memory or no thread */
+  SLM_E_CANCELLED = -2,
+  SLM_E_ARGUMENT = -3,  /* a number is out of range; nothing was written */
+  SLM_E_ISA = -4,       /* no instruction set of that name here */
+  SLM_E_TYPE = -5,      /* no panels for this tensor type */
+  SLM_E_NONFINITE = -6
+};
+
+/* Types of tensors, by the numbers of GGUF. */
+enum slm_type {
+  SLM_F32 = 0, SLM_F16 = 1, SLM_Q4_0 = 2, SLM_Q4_1 = 3, SLM_Q5_0 = 6, SLM_Q5_1 = 7, SLM_Q8_0 = 8, SLM_Q6_K = 14,
+  SLM_BF16 = 30
+};
+
+/* Lowered operations. Rows are those of the step: its tokens, or (output = 1) the tokens whose logits are wanted. */
+enum slm_kind {
+  SLM_EMBED,   /* out = row `id` of w, which stands as in the file */
+  SLM_LOOKUP,  /* the same, of w in panels */
+  SLM_NORM,    /* out = rmsnorm(x) · norm */
+  SLM_PREPARE, /* act slot = x, or rmsnorm(x) · norm: in int8 blocks or float32, as matmul wants it */
+  SLM_MATMUL,  /* out = W act (+ bias), then the epilogue */
+  SLM_ROPE,    /* out = x turned by position */
+  SLM_STORE,   /* KV page = x (turned, if rope >= 0) and y */
+  SLM_ATTEND,  /* out = softmax(scale · x Kᵀ) V, x turned first if rope >= 0 */
+  SLM_GLU,     /* out = act(x) · y */
+  SLM_ADD,     /* out = x + y */
+  SLM_GATHER   /* out = x at the wanted tokens */
+};
+enum slm_epilogue { SLM_PLAIN, SLM_RESIDUAL /* + y */, SLM_GATED /* act(w) · w2 */ };
+
+enum { SLM_NARROW = 8 }; /* a step of up to so many tokens has every thread prepare its own activations */
+
+/* One lowered operation. Buffers are byte offsets into the workspace, rows `ld` floats apart; weights are byte offsets
+   into the arena; -1 is none. */
+typedef struct {
+  int32_t kind, output, gather;  /* gather: x has a row per token, the op a row per output */
+  int32_t barrier;               /* bit 0: wait before it in a narrow step, bit 1: in a wide one */
+  int32_t type, type2;           /* of w and w2 */
+  int32_t n, k;                  /* columns of out and of x */
+  int32_t ldx, ldy, ldout;
+  int32_t heads, kv_heads, dk, dv, rope;
+  int32_t epilogue, act_block;   /* act_block: 0 float32, else int8 with a scale per so many elements */
+  float eps, scale;
+  int64_t x, y, out, w, w2, bias, bias2, norm, kv; /* kv: offset of the layer in a KV page */
+  int64_t act_narrow, act_wide;  /* the act slot: offset in a thread's scratch, and in the workspace */
+} slm_op;
+
+/* Rotation frequencies: `half` pairs, float64 at `frequency` in slm_program.frequencies. */
+typedef struct {
+  int32_t half, first;
+  float magnitude;
+} slm_rope;
+
+/* A program without pointers into itself: the op list, and how much room a step takes. */
+typedef struct {
+  const slm_op *ops;
+  const slm_rope *ropes;
+  const double *frequencies;
+  const uint8_t *arena;
+  int32_t n_ops, n_ropes, n_frequencies, vocab, rows; /* rows: the most tokens in a step */
+  int64_t workspace, scratch, page_bytes;             /* bytes: shared, per thread, per KV page */
+} slm_program;
+
+typedef struct {
+  int32_t n_tokens, n_outputs, n_sequences;
+  const int32_t *ids, *positions, *sequence; /* per token; a sequence's tokens stand together, positions ascending by 1 */
+  const int32_t *outputs;                    /* the tokens whose logits are wanted, ascending */
+  const int32_t *first_page;                 /* per sequence, and one more: where its pages start in `pages` */
+  uint8_t *const *pages;
+  float *logits;                             /* (n_outputs, vocab) */
+  uint8_t *bad;                              /* per token: 1 where a value was no finite number */
+  const int32_t *cancel;                     /* the step ends soon after this becomes nonzero */
+} slm_batch;
+
+typedef struct slm_engine slm_engine;
+
+/* Threads that walk `program` together, on instruction set `isa` (NULL: the best here). The program's memory must
+   outlive the engine. NULL on error, with the code in *error. */
+slm_engine *slm_engine_new(const slm_program *program, const char *isa, int32_t threads, int32_t *error);
+void slm_engine_free(slm_engine *engine);
+int32_t slm_step(slm_engine *engine, const slm_batch *batch);
+const char *slm_engine_isa(const slm_engine *engine);
+
+/* Name of the i-th instruction set of this build, best first, NULL past the last; whether this CPU has it. */
+const char *slm_isa_name(int32_t i);
+int32_t slm_isa_here(int32_t i);
+
+/* Panels. slm_panel_bytes: of one panel of 16 rows, 0 for a type without panels. slm_pack: `panels` panels from rows
+   of `k` elements; panel p takes rows[16p] … rows[16p + 15] of `source`, -1 for a row of zeros. slm_unpack: row `row`
+   of a packed matrix, as it stood in the file. slm_dequantise: one row as it stands in the file, to float32. */
+int64_t slm_panel_bytes(int32_t type, int32_t k);
+int64_t slm_row_bytes(int32_t type, int32_t k);
+int32_t slm_act_block(int32_t type);
+int32_t slm_pack(int32_t type, int32_t k, const uint8_t *source, const int32_t *rows, int32_t panels, uint8_t *target);
+int32_t slm_unpack(int32_t type, int32_t k, const uint8_t *packed, int64_t row, uint8_t *target);
+int32_t slm_dequantise(int32_t type, int32_t k, const uint8_t *source, float *target);
+
+/* Bytes of one row of an act slot. */
+int64_t slm_act_row_bytes(int32_t act_block, int32_t k);
+
+/* Memory from the system, zeroed, aligned to 64 bytes at least, on huge pages where that helps. */
+void *slm_alloc(int64_t bytes);
+void slm_free(void *memory, int64_t bytes);

@@ -1,0 +1,103 @@
+/* What the C files share: the state of a running step, and what an instruction set provides. */
+#ifndef SLM_ENGINE_H
+#define SLM_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include "api.h"
+
+enum { SLM_PAGE = 64, SLM_SEGMENT = 512 }; /* positions in a KV page; in an attention segment */
+enum { SLM_ATTEND_ROWS = 8 };              /* the most tokens of one sequence in an attention unit */
+
+/* Tokens of one sequence that attend together: rows first … first + count - 1. */
+typedef struct {
+  int32_t first, count, sequence;
+} slm_unit;
+
+/* A step as one thread sees it. */
+typedef struct {
+  const slm_program *program;
+  const slm_batch *batch;
+  uint8_t *workspace;
+  uint8_t *act;          /* this thread's act slots, for narrow steps */
+  float *scratch;        /* this thread's, for kernels */
+  const float *turn;     /* cos and sin of each token and rope: (ropes, rows, 2, half) by slm_turn */
+  const int64_t *turn_at;
+  int32_t narrow;
+} slm_ctx;
+
+/* Rows of the op, and the token that a row of the op, or of its x, stands for. */
+static inline int32_t slm_rows(const slm_ctx *c, const slm_op *op) {
+  return op->output ? c->batch->n_outputs : c->batch->n_tokens;
+}
+static inline int32_t slm_token(const slm_ctx *c, const slm_op *op, int32_t row) {
+  return op->output ? c->batch->outputs[row] : row;
+}
+static inline const float *slm_x(const slm_ctx *c, const slm_op *op, int32_t row) {
+  return (const float *)(c->workspace + op->x) + (int64_t)(op->gather ? c->batch->outputs[row] : row) * op->ldx;
+}
+static inline const float *slm_y(const slm_ctx *c, const slm_op *op, int32_t row) {
+  return (const float *)(c->workspace + op->y) + (int64_t)row * op->ldy;
+}
+/* Where a row of the result goes: the caller's logits if the op names no buffer. */
+static inline float *slm_out(const slm_ctx *c, const slm_op *op, int32_t row) {
+  return op->out < 0 ? c->batch->logits + (int64_t)row * c->program->vocab
+                     : (float *)(c->workspace + op->out) + (int64_t)row * op->ldout;
+}
+static inline uint8_t *slm_act(const slm_ctx *c, const slm_op *op) {
+  return c->narrow ? c->act + op->act_narrow : c->workspace + op->act_wide;
+}
+/* cos (half floats), then sin, of one token. */
+static inline const float *slm_turn(const slm_ctx *c, int32_t rope, int32_t token) {
+  return c->turn + c->turn_at[rope] + (int64_t)token * 2 * c->program->ropes[rope].half;
+}
+static inline void slm_flag(const slm_ctx *c, int32_t token) {
+  __atomic_store_n(&c->batch->bad[token], 1, __ATOMIC_RELAXED);
+}
+/* Tokens a tile of the act layout takes when `left` rows are left: full tiles, then the least power of two that fits. */
+static inline int32_t slm_tile(int32_t full, int32_t left) {
+  int32_t width = full;
+  while (width / 2 >= left) width /= 2;
+  return width;
+}
+
+/* cos and sin of position · frequency, times magnitude: float32 (2, half). */
+void slm_turns(int32_t position, const double *frequency, int32_t half, float magnitude, float *out);
+
+/* What isa/<isa>.c provides. Ranges are half-open. */
+typedef struct {
+  const char *name;
+  int (*here)(void);
+  int32_t tile; /* tokens in a full matmul tile, a power of two */
+  void (*norm)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+  void (*prepare)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+  void (*matmul)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop, int32_t panel, int32_t panel_stop);
+  void (*rope)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+  void (*store)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop, int32_t head, int32_t head_stop);
+  void (*attend)(const slm_ctx *, const slm_op *, const slm_unit *, int32_t head);
+  void (*glu)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+  void (*add)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+} slm_isa;
+
+/* What this CPU and its system have (cpu.c). AVX2 stands for AVX2, FMA and F16C; AVX512 for F, BW, DQ and VL. */
+enum { SLM_CPU_AVX2 = 1, SLM_CPU_AVXVNNI = 2, SLM_CPU_AVX512 = 4, SLM_CPU_AVX512VNNI = 8, SLM_CPU_DOTPROD = 16 };
+int slm_cpu_has(int features);
+
+/* The table of dispatch.c. */
+const slm_isa *slm_isa_find(const char *name); /* NULL: the best here; a NULL result: none of that name here */
+
+/* Floats of kernel scratch that storing and attending take: 8 columns' q, o, sum and p, and one head. */
+static inline int64_t slm_attend_floats(const slm_op *op) {
+  int64_t wide = (op->dv + 15) / 16 * 16;
+  return 8 * (op->dk + 2 * wide + SLM_PAGE) + op->dk + 64;
+}
+
+/* Threads that run one job together (pool.c). Thread 0 is the caller. */
+typedef struct slm_pool slm_pool;
+typedef void (*slm_job)(void *state, int32_t thread);
+slm_pool *slm_pool_new(int32_t threads);
+void slm_pool_free(slm_pool *pool);
+int32_t slm_pool_run(slm_pool *pool, slm_job job, void *state); /* SLM_OK, or SLM_E_MEMORY after a fork without threads */
+void slm_pool_barrier(slm_pool *pool);
+
+#endif

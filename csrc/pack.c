@@ -1,0 +1,238 @@
+/* GGUF rows to panels of 16 rows and back, and rows to float32.
+   A panel of a quantised type: for each 32 weights of its rows their codes, in planes: 4 vectors of 64 bytes (16 rows × 4
+   bytes) of low nibbles, vector j holding elements 4j … 4j + 3 below and 16 + 4j … above; then a vector of fifth bits
+   (bit v: elements 4v …), or two of bit pairs (pair j of vector u: elements 16u + 4j …); or 8 vectors of whole bytes. After
+   all the codes: per block 16 small scales a row group (k kin), 16 f16 scales, 16 f16 minima. Of a float type: for each
+   element, its value in 16 rows. A panel is padded to 64 bytes. */
+#include "engine.h"
+#include "formats/k.h"
+#include "formats/legacy.h"
+
+enum { PANEL = 16 };
+
+/* Codes of 32 elements of one row into (or out of) the planes of 16 rows; `p` is the row's own column. */
+static inline void planes_put(int planes, const uint8_t *q, uint8_t *p) {
+  if (planes == 8) {
+    for (int v = 0; v < 8; v++) memcpy(p + 64 * v, q + 4 * v, 4);
+    return;
+  }
+  uint8_t low[16], high[8] = {0};
+  for (int i = 0; i < 16; i++) low[i] = (uint8_t)((q[i] & 15) | q[i + 16] << 4);
+  for (int j = 0; j < 4; j++) memcpy(p + 64 * j, low + 4 * j, 4);
+  if (planes == 4) return;
+  for (int i = 0; i < 32; i++) {
+    if (planes == 5) high[i % 4] |= (uint8_t)((q[i] >> 4 & 1) << i / 4);
+    else high[i / 16 * 4 + i % 4] |= (uint8_t)((q[i] >> 4 & 3) << i % 16 / 4 * 2);
+  }
+  memcpy(p + 256, high, 4);
+  if (planes == 6) memcpy(p + 320, high + 4, 4);
+}
+static inline void planes_get(int planes, const uint8_t *p, uint8_t *q) {
+  if (planes == 8) {
+    for (int v = 0; v < 8; v++) memcpy(q + 4 * v, p + 64 * v, 4);
+    return;
+  }
+  for (int i = 0; i < 16; i++) {
+    uint8_t byte = p[64 * (i / 4) + i % 4];
+    q[i] = byte & 15, q[i + 16] = byte >> 4;
+  }
+  for (int i = 0; i < 32; i++) {
+    if (planes == 5) q[i] |= (uint8_t)((p[256 + i % 4] >> i / 4 & 1) << 4);
+    if (planes == 6) q[i] |= (uint8_t)((p[256 + i / 16 * 64 + i % 4] >> i % 16 / 4 * 2 & 3) << 4);
+  }
+}
+
+/* Where a panel's parts start. */
+typedef struct {
+  uint8_t *codes, *small, *scales, *mins;
+} parts;
+static inline parts legacy_parts(uint8_t *panel, int k, int planes) {
+  uint8_t *scales = panel + (int64_t)k / 32 * 64 * planes;
+  return (parts){panel, NULL, scales, scales + (int64_t)k / 32 * 32};
+}
+static inline parts k_parts(uint8_t *panel, int k, int planes) {
+  uint8_t *small = panel + (int64_t)k / 32 * 64 * planes;
+  return (parts){panel, small, small + k, NULL};
+}
+
+/* Row r of a panel from a row of the file, and back; source NULL is a row of zeros. */
+#define legacy_ROW(type, planes, zero, min)                                                         \
+  static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
+    parts p = legacy_parts(panel, k, planes);                                                       \
+    for (int i = 0; i < k / 32; i++) {                                                              \
+      block_##type b = {0};                                                                         \
+      uint8_t q[32];                                                                                \
+      if (source) memcpy(&b, source + i * sizeof b, sizeof b);                                      \
+      codes_get_##type(&b, q);                                                                      \
+      planes_put(planes, q, p.codes + (int64_t)i * 64 * (planes) + 4 * r);                          \
+      memcpy(p.scales + 32 * i + 2 * r, &b.d, 2);                                                   \
+      uint16_t m = min_get_##type(&b);                                                              \
+      if (min) memcpy(p.mins + 32 * i + 2 * r, &m, 2);                                              \
+    }                                                                                               \
+  }                                                                                                 \
+  static void get_##type(const uint8_t *panel, int k, int r, uint8_t *target) {                     \
+    parts p = legacy_parts((uint8_t *)panel, k, planes);                                            \
+    for (int i = 0; i < k / 32; i++) {                                                              \
+      block_##type b;                                                                               \
+      uint8_t q[32];                                                                                \
+      uint16_t m = 0;                                                                               \
+      planes_get(planes, p.codes + (int64_t)i * 64 * (planes) + 4 * r, q);                          \
+      codes_put_##type(&b, q);                                                                      \
+      memcpy(&b.d, p.scales + 32 * i + 2 * r, 2);                                                   \
+      if (min) memcpy(&m, p.mins + 32 * i + 2 * r, 2);                                              \
+      min_put_##type(&b, m);                                                                        \
+      memcpy(target + i * sizeof b, &b, sizeof b);                                                  \
+    }                                                                                               \
+  }                                                                                                 \
+  static void floats_##type(const uint8_t *source, int k, float *target) {                          \
+    for (int i = 0; i < k / 32; i++) {                                                              \
+      block_##type b;                                                                               \
+      uint8_t q[32];                                                                                \
+      memcpy(&b, source + i * sizeof b, sizeof b);                                                  \
+      codes_get_##type(&b, q);                                                                      \
+      const float d = slm_f16_to_f32(b.d), m = slm_f16_to_f32(min_get_##type(&b));                  \
+      const int offset = (zero) < 0 ? 0 : 1 << ((zero) < 0 ? 0 : (zero));                           \
+      for (int j = 0; j < 32; j++) {                                                                \
+        float w = d * (float)(q[j] - offset);                                                       \
+        target[32 * i + j] = (min) ? w + m : w;                                                     \
+      }                                                                                             \
+    }                                                                                               \
+  }
+#define k_ROW(type, planes, zero, min)                                                              \
+  static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
+    parts p = k_parts(panel, k, planes);                                                            \
+    for (int i = 0; i < k / 256; i++) {                                                             \
+      block_##type b = {0};                                                                         \
+      uint8_t q[256];                                                                               \
+      if (source) memcpy(&b, source + i * sizeof b, sizeof b);                                      \
+      codes_get_##type(&b, q);                                                                      \
+      for (int g = 0; g < 8; g++) planes_put(planes, q + 32 * g, p.codes + (8L * i + g) * 64 * (planes) + 4 * r); \
+      for (int g = 0; g < 16; g++) p.small[256 * i + 16 * g + r] = (uint8_t)b.scale[g];             \
+      memcpy(p.scales + 32 * i + 2 * r, &b.d, 2);                                                   \
+    }                                                                                               \
+  }                                                                                                 \
+  static void get_##type(const uint8_t *panel, int k, int r, uint8_t *target) {                     \
+    parts p = k_parts((uint8_t *)panel, k, planes);                                                 \
+    for (int i = 0; i < k / 256; i++) {                                                             \
+      block_##type b;                                                                               \
+      uint8_t q[256];                                                                               \
+      for (int g = 0; g < 8; g++) planes_get(planes, p.codes + (8L * i + g) * 64 * (planes) + 4 * r, q + 32 * g); \
+      codes_put_##type(&b, q);                                                                      \
+      for (int g = 0; g < 16; g++) b.scale[g] = (int8_t)p.small[256 * i + 16 * g + r];              \
+      memcpy(&b.d, p.scales + 32 * i + 2 * r, 2);                                                   \
+      memcpy(target + i * sizeof b, &b, sizeof b);                                                  \
+    }                                                                                               \
+  }                                                                                                 \
+  static void floats_##type(const uint8_t *source, int k, float *target) {                          \
+    for (int i = 0; i < k / 256; i++) {                                                             \
+      block_##type b;                                                                               \
+      uint8_t q[256];                                                                               \
+      memcpy(&b, source + i * sizeof b, sizeof b);                                                  \
+      codes_get_##type(&b, q);                                                                      \
+      for (int g = 0; g < 16; g++) {                                                                \
+        const float d = slm_f16_to_f32(b.d) * (float)b.scale[g];                                    \
+        for (int j = 0; j < 16; j++) target[256 * i + 16 * g + j] = d * (float)(q[16 * g + j] - (1 << (zero))); \
+      }                                                                                             \
+    }                                                                                               \
+  }
+#define FORMAT(type, kin, planes, zero, min) kin##_ROW(type, planes, zero, min)
+#include "formats.inc"
+#undef FORMAT
+
+#define FLOAT_ROW(type, bytes)                                                                      \
+  static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
+    for (int i = 0; i < k; i++, panel += PANEL * (bytes)) {                                         \
+      if (source) memcpy(panel + r * (bytes), source + i * (bytes), bytes);                         \
+      else memset(panel + r * (bytes), 0, bytes);                                                   \
+    }                                                                                               \
+  }                                                                                                 \
+  static void get_##type(const uint8_t *panel, int k, int r, uint8_t *target) {                     \
+    for (int i = 0; i < k; i++) memcpy(target + i * (bytes), panel + (i * PANEL + r) * (bytes), bytes); \
+  }
+FLOAT_ROW(F32, 4)
+FLOAT_ROW(F16, 2)
+FLOAT_ROW(BF16, 2)
+static void floats_F32(const uint8_t *source, int k, float *target) { memcpy(target, source, (size_t)k * 4); }
+static void floats_F16(const uint8_t *source, int k, float *target) {
+  for (int i = 0; i < k; i++) {
+    uint16_t h;
+    memcpy(&h, source + 2 * i, 2);
+    target[i] = slm_f16_to_f32(h);
+  }
+}
+static void floats_BF16(const uint8_t *source, int k, float *target) {
+  for (int i = 0; i < k; i++) {
+    uint16_t h;
+    memcpy(&h, source + 2 * i, 2);
+    uint32_t bits = (uint32_t)h << 16;
+    memcpy(target + i, &bits, 4);
+  }
+}
+
+typedef struct {
+  int block, bytes, act_block, panel_bytes; /* bytes of a block in the file, and of 16 rows' blocks in a panel */
+  void (*put)(const uint8_t *source, int k, int r, uint8_t *panel);
+  void (*get)(const uint8_t *panel, int k, int r, uint8_t *target);
+  void (*floats)(const uint8_t *source, int k, float *target);
+} format;
+#define legacy_FORMAT(type, planes, min) {32, sizeof(block_##type), 32, 64 * (planes) + 32 + 32 * (min), put_##type, get_##type, floats_##type}
+#define k_FORMAT(type, planes, min) {256, sizeof(block_##type), 256, 512 * (planes) + 256 + 32, put_##type, get_##type, floats_##type}
+static const format formats[] = {
+    [SLM_F32] = {1, 4, 0, 64, put_F32, get_F32, floats_F32},
+    [SLM_F16] = {1, 2, 0, 32, put_F16, get_F16, floats_F16},
+    [SLM_BF16] = {1, 2, 0, 32, put_BF16, get_BF16, floats_BF16},
+#define FORMAT(type, kin, planes, zero, min) [SLM_##type] = kin##_FORMAT(type, planes, min),
+#include "formats.inc"
+#undef FORMAT
+};
+
+/* NULL for a type without panels, or a row length that its blocks do not divide. */
+static const format *find(int32_t type, int32_t k) {
+  if (type < 0 || type >= (int32_t)(sizeof formats / sizeof *formats) || !formats[type].block) return NULL;
+  return k > 0 && k % formats[type].block == 0 ? formats + type : NULL;
+}
+
+int64_t slm_panel_bytes(int32_t type, int32_t k) {
+  const format *f = find(type, k);
+  return f ? ((int64_t)(k / f->block) * f->panel_bytes + 63) / 64 * 64 : 0;
+}
+int64_t slm_row_bytes(int32_t type, int32_t k) {
+  const format *f = find(type, k);
+  return f ? (int64_t)(k / f->block) * f->bytes : 0;
+}
+int32_t slm_act_block(int32_t type) {
+  return type >= 0 && type < (int32_t)(sizeof formats / sizeof *formats) && formats[type].block ? formats[type].act_block : -1;
+}
+int64_t slm_act_row_bytes(int32_t act_block, int32_t k) {
+  int64_t bytes = !act_block ? 4LL * k : k + 4LL * (k / act_block) + 4LL * (k / (act_block == 256 ? 16 : act_block));
+  return (bytes + 63) / 64 * 64;
+}
+
+int32_t slm_pack(int32_t type, int32_t k, const uint8_t *source, const int32_t *rows, int32_t panels, uint8_t *target) {
+  const format *f = find(type, k);
+  if (!f) return SLM_E_TYPE;
+  const int64_t row_bytes = slm_row_bytes(type, k), panel_bytes = slm_panel_bytes(type, k);
+  const int64_t used = (int64_t)(k / f->block) * f->panel_bytes;
+  for (int32_t p = 0; p < panels; p++, target += panel_bytes) {
+    for (int r = 0; r < PANEL; r++) {
+      int32_t row = rows[p * PANEL + r];
+      f->put(row < 0 ? NULL : source + row * row_bytes, k, r, target);
+    }
+    memset(target + used, 0, (size_t)(panel_bytes - used));
+  }
+  return SLM_OK;
+}
+
+int32_t slm_unpack(int32_t type, int32_t k, const uint8_t *packed, int64_t row, uint8_t *target) {
+  const format *f = find(type, k);
+  if (!f || row < 0) return f ? SLM_E_ARGUMENT : SLM_E_TYPE;
+  f->get(packed + row / PANEL * slm_panel_bytes(type, k), k, (int)(row % PANEL), target);
+  return SLM_OK;
+}
+
+int32_t slm_dequantise(int32_t type, int32_t k, const uint8_t *source, float *target) {
+  const format *f = find(type, k);
+  if (!f) return SLM_E_TYPE;
+  f->floats(source, k, target);
+  return SLM_OK;
+}

@@ -1,0 +1,332 @@
+/* The op walk: all threads go through the op list together, each taking its part of every op. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#endif
+#include <stdlib.h>
+#include <string.h>
+#include "engine.h"
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
+#endif
+
+struct slm_engine {
+  slm_program program;
+  const slm_isa *isa;
+  slm_pool *pool;
+  int32_t threads, stopped;
+  int64_t scratch;          /* bytes per thread: act slots, then kernel scratch */
+  uint8_t *memory;          /* workspace, then the threads' scratch, then turns */
+  int64_t memory_bytes;
+  float *turn;
+  int64_t *turn_at;         /* per rope: offset of its table in floats */
+  struct { _Alignas(64) int32_t next; } *claims; /* per op: ranges handed out */
+  slm_unit *units[2];       /* per row domain: what attends together */
+  int32_t n_units[2];
+  const slm_batch *batch;
+};
+
+/* ---- parts of an op ---- */
+
+typedef struct {
+  slm_engine *e;
+  slm_ctx ctx;
+  int32_t thread;
+} walker;
+
+/* Part `i` of `parts` of n, in multiples of `step`. */
+static int32_t cut(int32_t n, int32_t step, int32_t i, int32_t parts) {
+  int64_t steps = (n + step - 1) / step, at = steps * i / parts * step;
+  return at < n ? (int32_t)at : n;
+}
+
+static int stopped(const walker *w) {
+  slm_engine *e = w->e;
+  if (__atomic_load_n(&e->stopped, __ATOMIC_RELAXED)) return 1;
+  if (!e->batch->cancel || !__atomic_load_n(e->batch->cancel, __ATOMIC_RELAXED)) return 0;
+  __atomic_store_n(&e->stopped, 1, __ATOMIC_RELAXED);
+  return 1;
+}
+
+static int32_t claim(const walker *w, const slm_op *op) {
+  return __atomic_fetch_add(&w->e->claims[op - w->e->program.ops].next, 1, __ATOMIC_RELAXED);
+}
+
+/* Claimed units of `step` from `first` on. */
+static void matmul_claimed(const walker *w, const slm_op *op, int32_t first, int32_t panels, int32_t step, int32_t row_block) {
+  const int32_t rows = slm_rows(&w->ctx, op);
+  for (;;) {
+    int64_t at = first + (int64_t)claim(w, op) * step;
+    if (at >= panels) return;
+    int32_t end = at + step < panels ? (int32_t)(at + step) : panels;
+    for (int32_t r = 0; r < rows; r += row_block) {
+      if (stopped(w)) return;
+      w->e->isa->matmul(&w->ctx, op, r, r + row_block < rows ? r + row_block : rows, (int32_t)at, end);
+    }
+  }
+}
+
+static int32_t at_least_1(int64_t n) { return n < 1 ? 1 : n > 1 << 20 ? 1 << 20 : (int32_t)n; }
+
+/* Narrow: most of the panels in one contiguous range a thread, so that memory is read in long runs, the rest claimed in
+   pieces of about 96 KB. Wide: groups of panels, claimed, that stay in the second-level cache together with as many
+   tokens' activations. */
+static void run_matmul(const walker *w, const slm_op *op) {
+  const int32_t panels = (op->n + 15) / 16, threads = w->e->threads, rows = slm_rows(&w->ctx, op);
+  const int64_t bytes = slm_panel_bytes(op->type, op->k) + (op->w2 < 0 ? 0 : slm_panel_bytes(op->type2, op->k));
+  if (w->ctx.narrow) {
+    const int32_t step = at_least_1((96 << 10) / bytes), mine = (int32_t)((int64_t)panels * 85 / 100 / threads);
+    for (int32_t p = w->thread * mine; p < (w->thread + 1) * mine; p += 4 * step) {
+      int32_t end = p + 4 * step < (w->thread + 1) * mine ? p + 4 * step : (w->thread + 1) * mine;
+      if (stopped(w)) return;
+      w->e->isa->matmul(&w->ctx, op, 0, rows, p, end);
+    }
+    matmul_claimed(w, op, mine * threads, panels, step, rows);
+  } else {
+    const int32_t tile = w->e->isa->tile, even = at_least_1(panels / (4 * threads)), fit = at_least_1((256 << 10) / bytes);
+    const int64_t block = at_least_1((384 << 10) / slm_act_row_bytes(op->act_block, op->k) / tile) * tile;
+    matmul_claimed(w, op, 0, panels, fit < even ? fit : even, (int32_t)block);
+  }
+}
+
+static void run_attend(const walker *w, const slm_op *op) {
+  const slm_unit *units = w->e->units[op->output];
+  const int32_t n = w->e->n_units[op->output];
+  if (w->ctx.narrow) { /* by head, as the store before it: each thread reads what it wrote */
+    const int32_t stop = cut(op->kv_heads, 1, w->thread + 1, w->e->threads);
+    for (int32_t h = cut(op->kv_heads, 1, w->thread, w->e->threads); h < stop; h++)
+      for (int32_t u = 0; u < n && !stopped(w); u++) w->e->isa->attend(&w->ctx, op, units + u, h);
+    return;
+  }
+  for (;;) {
+    int64_t at = claim(w, op);
+    if (at >= (int64_t)n * op->kv_heads || stopped(w)) return;
+    /* the longest first, so that the threads end together */
+    w->e->isa->attend(&w->ctx, op, units + (n - 1 - at / op->kv_heads), (int32_t)(at % op->kv_heads));
+  }
+}
+
+static void run_store(const walker *w, const slm_op *op) {
+  const int32_t t = w->thread, threads = w->e->threads, rows = slm_rows(&w->ctx, op);
+  if (w->ctx.narrow) w->e->isa->store(&w->ctx, op, 0, rows, cut(op->kv_heads, 1, t, threads), cut(op->kv_heads, 1, t + 1, threads));
+  else w->e->isa->store(&w->ctx, op, cut(rows, 1, t, threads), cut(rows, 1, t + 1, threads), 0, op->kv_heads);
+}
+
+static void embed(const slm_ctx *c, const slm_op *op, int32_t row, int32_t stop) {
+  const uint8_t *w = c->program->arena + op->w;
+  for (; row < stop; row++) {
+    const int32_t id = c->batch->ids[slm_token(c, op, row)];
+    if (op->kind == SLM_LOOKUP) {
+      slm_unpack(op->type, op->n, w, id, (uint8_t *)c->scratch);
+      slm_dequantise(op->type, op->n, (const uint8_t *)c->scratch, slm_out(c, op, row));
+    } else {
+      slm_dequantise(op->type, op->n, w + id * slm_row_bytes(op->type, op->n), slm_out(c, op, row));
+    }
+  }
+}
+
+static void gather(const slm_ctx *c, const slm_op *op, int32_t row, int32_t stop) {
+  for (; row < stop; row++) memcpy(slm_out(c, op, row), slm_x(c, op, row), (size_t)op->n * 4);
+}
+
+static void run_op(const walker *w, const slm_op *op) {
+  const slm_isa *isa = w->e->isa;
+  const int32_t rows = slm_rows(&w->ctx, op), t = w->thread, threads = w->e->threads;
+  const int32_t row = cut(rows, 1, t, threads), stop = cut(rows, 1, t + 1, threads);
+  switch (op->kind) {
+    case SLM_EMBED:
+    case SLM_LOOKUP: embed(&w->ctx, op, row, stop); break;
+    case SLM_NORM: isa->norm(&w->ctx, op, row, stop); break;
+    case SLM_PREPARE:
+      if (w->ctx.narrow) isa->prepare(&w->ctx, op, 0, rows);
+      else isa->prepare(&w->ctx, op, cut(rows, isa->tile, t, threads), cut(rows, isa->tile, t + 1, threads));
+      break;
+    case SLM_MATMUL: run_matmul(w, op); break;
+    case SLM_ROPE: isa->rope(&w->ctx, op, row, stop); break;
+    case SLM_STORE: run_store(w, op); break;
+    case SLM_ATTEND: run_attend(w, op); break;
+    case SLM_GLU: isa->glu(&w->ctx, op, row, stop); break;
+    case SLM_ADD: isa->add(&w->ctx, op, row, stop); break;
+    case SLM_GATHER: gather(&w->ctx, op, row, stop); break;
+  }
+}
+
+/* ---- the step ---- */
+
+/* Round to nearest even, denormals kept: the arithmetic of every machine. Gives back what was set before. */
+static uint64_t float_state(uint64_t set, int restore) {
+#if defined(__x86_64__)
+  uint32_t before = __builtin_ia32_stmxcsr();
+  __builtin_ia32_ldmxcsr(restore ? (uint32_t)set : 0x1f80);
+  return before;
+#elif defined(__aarch64__)
+  uint64_t before, now = restore ? set : 0;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+  __asm__ volatile("msr fpcr, %0" : : "r"(now));
+  return before;
+#else
+  (void)restore;
+  return set;
+#endif
+}
+
+static void turn_rows(const walker *w) {
+  const slm_program *p = &w->e->program;
+  const int32_t rows = w->e->batch->n_tokens, stop = cut(rows, 1, w->thread + 1, w->e->threads);
+  for (int32_t r = cut(rows, 1, w->thread, w->e->threads); r < stop; r++)
+    for (int32_t i = 0; i < p->n_ropes; i++) {
+      const slm_rope *rope = p->ropes + i;
+      slm_turns(w->e->batch->positions[r], p->frequencies + rope->first, rope->half, rope->magnitude,
+                w->e->turn + w->e->turn_at[i] + (int64_t)r * 2 * rope->half);
+    }
+}
+
+static void walk(void *state, int32_t thread) {
+  slm_engine *e = state;
+  uint8_t *scratch = e->memory + e->program.workspace + thread * e->scratch;
+  walker w = {e, {&e->program, e->batch, e->memory, scratch, (float *)(scratch + e->program.scratch), e->turn, e->turn_at,
+                  e->batch->n_tokens <= SLM_NARROW}, thread};
+  const uint64_t before = float_state(0, 0);
+  turn_rows(&w);
+  slm_pool_barrier(e->pool);
+  for (int32_t i = 0; i < e->program.n_ops; i++) {
+    const slm_op *op = e->program.ops + i;
+    if (op->barrier & (w.ctx.narrow ? 1 : 2)) slm_pool_barrier(e->pool);
+    if (!stopped(&w)) run_op(&w, op);
+  }
+  float_state(before, 1);
+}
+
+/* Rows that attend together: neighbours of one sequence. */
+static void make_units(slm_engine *e, int output) {
+  const slm_batch *b = e->batch;
+  const int32_t rows = output ? b->n_outputs : b->n_tokens;
+  int32_t n = 0;
+  for (int32_t r = 0; r < rows; r++) {
+    const int32_t sequence = b->sequence[output ? b->outputs[r] : r];
+    slm_unit *u = e->units[output] + n - 1;
+    if (n && u->sequence == sequence && u->count < SLM_ATTEND_ROWS) u->count++;
+    else e->units[output][n++] = (slm_unit){r, 1, sequence};
+  }
+  e->n_units[output] = n;
+}
+
+/* SLM_OK if every number of the batch is in range. */
+static int32_t check(const slm_engine *e, const slm_batch *b) {
+  if (b->n_tokens < 1 || b->n_tokens > e->program.rows || b->n_sequences < 1) return SLM_E_ARGUMENT;
+  if (b->n_outputs < 0 || b->n_outputs > b->n_tokens) return SLM_E_ARGUMENT;
+  for (int32_t i = 0; i < b->n_tokens; i++) {
+    const int32_t s = b->sequence[i], position = b->positions[i];
+    if (b->ids[i] < 0 || b->ids[i] >= e->program.vocab || s < 0 || s >= b->n_sequences || position < 0) return SLM_E_ARGUMENT;
+    if (position / SLM_PAGE >= b->first_page[s + 1] - b->first_page[s]) return SLM_E_ARGUMENT;
+    if (i && s == b->sequence[i - 1] && position != b->positions[i - 1] + 1) return SLM_E_ARGUMENT;
+    if (i && s < b->sequence[i - 1]) return SLM_E_ARGUMENT;
+  }
+  for (int32_t i = 0; i < b->n_outputs; i++)
+    if (b->outputs[i] < (i ? b->outputs[i - 1] + 1 : 0) || b->outputs[i] >= b->n_tokens) return SLM_E_ARGUMENT;
+  return SLM_OK;
+}
+
+int32_t slm_step(slm_engine *e, const slm_batch *batch) {
+  int32_t error = check(e, batch);
+  if (error) return error;
+  e->batch = batch, e->stopped = 0;
+  make_units(e, 0), make_units(e, 1);
+  for (int32_t i = 0; i < e->program.n_ops; i++) e->claims[i].next = 0;
+  memset(batch->bad, 0, (size_t)batch->n_tokens);
+  error = slm_pool_run(e->pool, walk, e);
+  return error ? error : e->stopped ? SLM_E_CANCELLED : SLM_OK;
+}
+
+/* ---- making and freeing ---- */
+
+void *slm_alloc(int64_t bytes) {
+  if (bytes <= 0) return NULL;
+#if defined(__unix__) || defined(__APPLE__)
+  void *p = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+  if (p == MAP_FAILED) return NULL;
+#if defined(MADV_HUGEPAGE)
+  if (bytes >= 4 << 20) madvise(p, (size_t)bytes, MADV_HUGEPAGE);
+#endif
+  return p;
+#else
+  return calloc(1, (size_t)bytes);
+#endif
+}
+
+void slm_free(void *memory, int64_t bytes) {
+  if (!memory) return;
+#if defined(__unix__) || defined(__APPLE__)
+  munmap(memory, (size_t)bytes);
+#else
+  (void)bytes;
+  free(memory);
+#endif
+}
+
+static int64_t up64(int64_t n) { return (n + 63) / 64 * 64; }
+
+/* Bytes of kernel scratch that any op takes. */
+static int64_t kernel_scratch(const slm_program *p) {
+  int64_t most = 0;
+  for (int32_t i = 0; i < p->n_ops; i++) {
+    const slm_op *op = p->ops + i;
+    int64_t bytes = op->kind == SLM_ATTEND || op->kind == SLM_STORE ? 4 * slm_attend_floats(op)
+                    : op->kind == SLM_LOOKUP                        ? slm_row_bytes(op->type, op->n)
+                                                                    : 0;
+    most = bytes > most ? bytes : most;
+  }
+  return most;
+}
+
+void slm_engine_free(slm_engine *e) {
+  if (!e) return;
+  slm_pool_free(e->pool);
+  slm_free(e->memory, e->memory_bytes);
+  free(e->turn_at), free(e->claims), free(e->units[0]), free(e->units[1]);
+  free(e);
+}
+
+/* False where a type has no kernel. */
+static int types_known(const slm_program *p) {
+  for (int32_t i = 0; i < p->n_ops; i++) {
+    const slm_op *op = p->ops + i;
+    const int reads = op->kind == SLM_MATMUL || op->kind == SLM_EMBED || op->kind == SLM_LOOKUP;
+    const int32_t k = op->kind == SLM_MATMUL ? op->k : op->n;
+    if (reads && !slm_panel_bytes(op->type, k)) return 0;
+    if (op->kind == SLM_MATMUL && op->w2 >= 0 && !slm_panel_bytes(op->type2, k)) return 0;
+  }
+  return 1;
+}
+
+static int allocate(slm_engine *e) {
+  const slm_program *p = &e->program;
+  int64_t floats = 0;
+  e->turn_at = calloc((size_t)p->n_ropes + 1, sizeof *e->turn_at);
+  e->claims = aligned_alloc(64, sizeof *e->claims * (size_t)(p->n_ops + 1));
+  for (int i = 0; i < 2; i++) e->units[i] = calloc((size_t)p->rows, sizeof **e->units);
+  if (!e->turn_at || !e->claims || !e->units[0] || !e->units[1]) return 0;
+  for (int32_t i = 0; i < p->n_ropes; i++) {
+    e->turn_at[i] = floats;
+    floats += (int64_t)p->rows * 2 * p->ropes[i].half;
+  }
+  e->program.workspace = up64(p->workspace), e->program.scratch = up64(p->scratch);
+  e->scratch = e->program.scratch + up64(kernel_scratch(p)) + 4096; /* apart, so that threads share no page */
+  e->memory_bytes = e->program.workspace + e->threads * e->scratch + 4 * floats + 64;
+  e->memory = slm_alloc(e->memory_bytes);
+  e->turn = (float *)(e->memory + e->program.workspace + e->threads * e->scratch);
+  return e->memory != NULL;
+}
+
+slm_engine *slm_engine_new(const slm_program *program, const char *isa, int32_t threads, int32_t *error) {
+  slm_engine *e = threads < 1 || threads > 1024 ? NULL : calloc(1, sizeof *e);
+  *error = threads < 1 || threads > 1024 ? SLM_E_ARGUMENT : SLM_E_MEMORY;
+  if (!e) return NULL;
+  e->program = *program, e->threads = threads, e->isa = slm_isa_find(isa);
+  if (!e->isa) *error = SLM_E_ISA;
+  else if (!types_known(program)) *error = SLM_E_TYPE;
+  else if (allocate(e) && (e->pool = slm_pool_new(threads))) return *error = SLM_OK, e;
+  slm_engine_free(e);
+  return NULL;
+}
+
+const char *slm_engine_isa(const slm_engine *e) { return e->isa->name; }

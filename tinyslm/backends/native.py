@@ -1,0 +1,228 @@
+"""The native backend: weights packed into panels once, then one call into C for each step."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from .._native import ffi, lib
+from ..errors import BackendError, CancelledError, OptionError, TinySLMError, UnsupportedError
+from ..formats import BY_NAME
+from ..ops import Program
+from ..program import Kernels, Lowered, LoweredOp, Placement, lower
+from .base import Batch, Weights, matrix_types
+
+SLICE = 2 << 20  # bytes of a file that are read and packed at once
+KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block)
+FIELDS = (
+    "output gather barrier type type2 n k ldx ldy ldout heads kv_heads dk dv rope act_block eps scale x y out w w2 bias "
+    "bias2 norm kv act_narrow act_wide"
+).split()
+NO_BUFFER = ffi.cast("uint8_t *", 0)
+
+
+def isa_names() -> list[tuple[str, bool]]:
+    """The instruction sets of this build, best first, and whether this CPU has each."""
+    out = []
+    while (name := lib.slm_isa_name(len(out))) != ffi.NULL:
+        out.append((ffi.string(name).decode(), bool(lib.slm_isa_here(len(out)))))
+    return out
+
+
+def choose_isa(name: str | None = None) -> str:
+    """`name`, or TINYSLM_ISA, or the best here. BackendError if this CPU or build has none of that name."""
+    wanted = name or os.environ.get("TINYSLM_ISA")
+    here = [n for n, has in isa_names() if has]
+    if wanted and wanted not in here:
+        known = [n for n, _ in isa_names()]
+        why = "this CPU lacks it" if wanted in known else "no such instruction set in this build"
+        raise BackendError(f"instruction set {wanted!r}: {why}; here are {', '.join(here)}")
+    return wanted or here[0]
+
+
+class Native:
+    """See base.Backend. `rows`: the most tokens in a step; `progress` is called with the share of weights packed."""
+
+    name = "native"
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Weights,
+        threads: int = 1,
+        rows: int = 512,
+        isa: str | None = None,
+        fuse: bool = True,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self.isa, self.threads = choose_isa(isa), threads
+        types = {name: BY_NAME[kind].id for name, kind in matrix_types(program, weights).items()}
+        for w in program.weights():
+            if w.k and not lib.slm_panel_bytes(types[w.name], w.k):
+                raise UnsupportedError(weights.file.path, "the native backend has no kernels for this tensor's type",
+                                       where=w.name, got=weights.type_name(w))  # fmt: skip
+        self.lowered = lower(program, types, KERNELS, rows, fuse)
+        self.page_bytes = self.lowered.page
+        self._cancel = ffi.new("int32_t *")
+        self._arena = Memory(self.lowered.arena)
+        self._engine = ffi.NULL
+        try:
+            self._pack(weights, types, progress)
+            self._keep, c_program = _c_program(self.lowered, self._arena.pointer)
+            error = ffi.new("int32_t *")
+            self._engine = lib.slm_engine_new(c_program, self.isa.encode(), threads, error)
+            if self._engine == ffi.NULL:
+                raise BackendError(f"the engine could not start with {threads} threads: error {error[0]}")
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- weights ----
+
+    def _pack(self, weights: Weights, types: dict[str, int], progress: Callable[[float], None] | None) -> None:
+        """Fill the arena: all threads take slices of the file, read them and pack them."""
+        jobs = [job for p in self.lowered.placements for job in _slices(p, weights)]
+        total, done = sum(size for _, _, _, size in jobs) or 1, 0
+
+        def run(job: tuple[Placement, int, int, int]) -> int:
+            place, start, stop, size = job
+            self._fill(place, start, stop, weights, types)
+            return size
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            futures = [pool.submit(run, job) for job in jobs]
+            try:
+                for future in futures:
+                    done += future.result()
+                    if progress:
+                        progress(done / total)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _fill(self, place: Placement, start: int, stop: int, weights: Weights, types: dict[str, int]) -> None:
+        """Rows start … stop of one weight."""
+        w, target = place.weight, self._arena.pointer + place.offset
+        if place.form == "floats":
+            ffi.memmove(target, np.ascontiguousarray(weights.floats(w)), 4 * w.n)
+            return
+        kind, tensor = types[w.name], weights.file.tensors[w.name]
+        row_bytes = lib.slm_row_bytes(kind, w.k)
+        if place.form == "rows":
+            into = ffi.buffer(target + start * row_bytes, (stop - start) * row_bytes)
+            weights.file.read_into(tensor, start, stop, np.frombuffer(into, np.uint8))
+            return
+        source = np.empty((stop - start) * row_bytes, np.uint8)
+        weights.file.read_into(tensor, start, stop, source)
+        panels = -(-(stop - start) // 16)
+        rows = np.full(panels * 16, -1, np.int32)
+        order = w.row_order()
+        rows[: stop - start] = np.arange(stop - start) if order is None else order[start:stop] - start
+        lib.slm_pack(kind, w.k, ffi.from_buffer("uint8_t[]", source), ffi.from_buffer("int32_t[]", rows), panels,
+                     target + start // 16 * lib.slm_panel_bytes(kind, w.k))  # fmt: skip
+
+    # ---- steps ----
+
+    def step(self, batch: Batch, logits: np.ndarray) -> np.ndarray:
+        """See base.Backend."""
+        if self._engine == ffi.NULL:
+            raise BackendError("the backend is closed")
+        bad = np.empty(len(batch.ids), np.uint8)
+        first = np.zeros(len(batch.pages) + 1, np.int32)
+        np.cumsum([len(pages) for pages in batch.pages], out=first[1:])
+        pages = np.array([page for pages in batch.pages for page in pages], np.uintp)
+        c = ffi.new("slm_batch *")
+        c.n_tokens, c.n_outputs, c.n_sequences = len(batch.ids), len(batch.outputs), len(batch.pages)
+        c.ids, c.positions, c.sequence = _ints(batch.ids), _ints(batch.positions), _ints(batch.sequence)
+        c.outputs, c.first_page = _ints(batch.outputs), _ints(first)
+        c.pages = ffi.cast("uint8_t *const *", ffi.from_buffer(pages))
+        c.logits, c.bad = ffi.from_buffer("float[]", logits), ffi.from_buffer("uint8_t[]", bad)
+        c.cancel = self._cancel
+        error = lib.slm_step(self._engine, c)
+        if error == lib.SLM_E_CANCELLED:
+            self._cancel[0] = 0
+            raise CancelledError("the step was cancelled")
+        if error:
+            raise TinySLMError(f"the step failed: error {error}")
+        return bad.view(np.bool_)
+
+    def cancel(self) -> None:
+        self._cancel[0] = 1
+
+    def new_page(self) -> int:
+        page = lib.slm_alloc(self.page_bytes)
+        if page == ffi.NULL:
+            raise MemoryError(f"no memory for a KV page of {self.page_bytes} bytes")
+        return int(ffi.cast("uintptr_t", page))
+
+    def free_page(self, page: int) -> None:
+        lib.slm_free(ffi.cast("void *", page), self.page_bytes)
+
+    def copy_page(self, target: int, source: int) -> None:
+        ctypes.memmove(target, source, self.page_bytes)
+
+    def close(self) -> None:
+        lib.slm_engine_free(self._engine)
+        self._engine = ffi.NULL
+        self._arena.free()
+
+
+class Memory:
+    """Bytes from the system, zeroed, freed once."""
+
+    def __init__(self, size: int) -> None:
+        self.size = max(size, 64)
+        self.pointer = ffi.cast("uint8_t *", lib.slm_alloc(self.size))
+        if self.pointer == NO_BUFFER:
+            raise MemoryError(f"no memory for {size} bytes of weights")
+
+    def free(self) -> None:
+        lib.slm_free(self.pointer, self.size)
+        self.pointer = NO_BUFFER
+
+
+def _ints(a: np.ndarray) -> Any:
+    if a.dtype != np.int32 or not a.flags.c_contiguous:
+        raise OptionError(f"a batch is made of contiguous int32 arrays, not {a.dtype}")
+    return ffi.from_buffer("int32_t[]", a)
+
+
+def _slices(place: Placement, weights: Weights) -> list[tuple[Placement, int, int, int]]:
+    """A weight's rows in slices of about SLICE bytes: whole panels, and whole heads where rows change places in them."""
+    w = place.weight
+    if place.form == "floats":
+        return [(place, 0, w.n, 4 * w.n)]
+    row_bytes = weights.file.tensors[w.name].row_bytes
+    unit = math.lcm(16, w.n // w.rope_heads) if w.rope_heads else 16
+    step = max(1, SLICE // (unit * row_bytes)) * unit
+    return [(place, at, min(at + step, w.n), (min(at + step, w.n) - at) * row_bytes) for at in range(0, w.n, step)]
+
+
+def _c_op(op: LoweredOp, c: Any) -> None:
+    for name in FIELDS:
+        setattr(c, name, getattr(op, name))
+    c.kind, c.epilogue = getattr(lib, "SLM_" + op.kind), getattr(lib, "SLM_" + op.epilogue)
+
+
+def _c_program(lowered: Lowered, arena: Any) -> tuple[list[Any], Any]:
+    """The slm_program, and what must live as long as it does."""
+    ops = ffi.new("slm_op[]", len(lowered.ops))
+    for i, op in enumerate(lowered.ops):
+        _c_op(op, ops[i])
+    ropes, first = ffi.new("slm_rope[]", max(1, len(lowered.tables))), 0
+    for i, table in enumerate(lowered.tables):
+        ropes[i].half, ropes[i].first, ropes[i].magnitude = len(table.frequency), first, table.magnitude
+        first += len(table.frequency)
+    frequencies = ffi.new("double[]", [f for table in lowered.tables for f in table.frequency] or [0.0])
+    program = ffi.new("slm_program *")
+    program.ops, program.ropes, program.frequencies, program.arena = ops, ropes, frequencies, arena
+    program.n_ops, program.n_ropes, program.n_frequencies = len(lowered.ops), len(lowered.tables), first
+    program.vocab, program.rows = lowered.vocab, lowered.rows
+    program.workspace, program.scratch, program.page_bytes = lowered.workspace, lowered.scratch, lowered.page
+    return [ops, ropes, frequencies, program], program
