@@ -42,6 +42,23 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class Past:
+    """Keys and values of the positions so far, by block."""
+
+    def __init__(self) -> None:
+        self.stored: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def length(self) -> int:
+        return next(iter(self.stored.values()))[0].shape[2] if self.stored else 0
+
+    def extend(self, block: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if block in self.stored:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(self.stored[block], (k, v), strict=True))
+        self.stored[block] = k, v
+        return k, v
+
+
 class Block(nn.Module):
     def __init__(self, s: Shape) -> None:
         super().__init__()
@@ -57,7 +74,7 @@ class Block(nn.Module):
         self.ffn_up = nn.Linear(s.width, s.hidden, bias=False)
         self.ffn_down = nn.Linear(s.hidden, s.width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None) -> Tensor:
         s = self.shape
         batch, length, _ = x.shape
         h = self.attn_norm(x)
@@ -65,9 +82,11 @@ class Block(nn.Module):
         k = self.attn_k(h).view(batch, length, s.kv_heads, s.head_dim).transpose(1, 2)
         v = self.attn_v(h).view(batch, length, s.kv_heads, s.head_dim).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if past is not None:
+            k, v = past.extend(self, k, v)
         repeat = s.heads // s.kv_heads
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
         x = x + self.attn_output(y.transpose(1, 2).reshape(batch, length, s.width))
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
@@ -95,13 +114,13 @@ class Net(nn.Module):
                 last = name.endswith(("attn_output.weight", "ffn_down.weight"))
                 nn.init.normal_(p, std=0.02 / (2 * s.layers) ** 0.5 if last else 0.02)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids (batch, length) to logits (batch, length, vocab)."""
-        length = ids.shape[1]
+    def forward(self, ids: Tensor, past: Past | None = None) -> Tensor:
+        """ids (batch, length) to logits (batch, length, vocab). With a past, ids follow it, one a row."""
+        first = 0 if past is None else past.length
+        part = slice(first, first + ids.shape[1])
         x = self.token_embd(ids)
-        cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
         for block in self.blk:
-            x = block(x, cos, sin)
+            x = block(x, self.cos[part], self.sin[part], past)
         return F.linear(self.output_norm(x), self.token_embd.weight)
 
     def matrices(self) -> list[nn.Parameter]:

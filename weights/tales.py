@@ -65,8 +65,8 @@ ASKING = (
     "and told {F} [everything|the whole story|about it]."
 )
 AGREED = (
-    '"[Of course|Gladly|With pleasure|Certainly]," said {F} and {sound}. "[Two heads are better than one|I have an idea|'
-    'We can do it together|Let us try something new|I was once in the same trouble]."'
+    '"[Of course|Gladly|With pleasure|Certainly]," said {F} and {sound}. "[Two heads are better than one|'
+    'I have an idea|We can do it together|Let us try something new|I was once in the same trouble]."'
 )
 SOLVED = "So {N} and {F} {solution}. [It worked|That did it|And this time it went well|What luck]! {end}"
 EVENING = (

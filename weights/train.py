@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 @dataclass(frozen=True)
 class Config:
     seed: int = 1
-    steps: int = 4000
+    steps: int = 2600
     rows: int = 8
     lr_matrices: float = 0.02
     lr_others: float = 0.003
