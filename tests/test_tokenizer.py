@@ -278,6 +278,12 @@ def test_user_defined_tokens() -> None:
     assert spm.encode("<a>low", bos=False) == [first, *spm.encode("low", bos=False)]
 
 
+def test_tokens_that_the_library_refuses(capfd: pytest.CaptureFixture[str]) -> None:
+    tok = load(small_spm({"": 1, "a\0": 1, "\0": 1}))
+    assert tok.encode("\0", bos=False)[-1] == 3  # the byte
+    assert capfd.readouterr() == ("", "")
+
+
 def test_added_tokens_are_found_in_text() -> None:
     plain = small_spm({"<a>": 1})
     added = small_spm({"<a>": 1}, added_tokens=["<a>"])
@@ -443,8 +449,8 @@ def broken(**changes: object) -> list[Metadata]:
         (small_spm({"<0xZZ>": 6}), "tokens", "no byte"),
         (small_spm({"x": 7}), "token_type", "unknown token type"),
         (small_bpe(merges=None), "merges", "missing"),
-        (small_bpe(merges=["ab"]), "merges", "broken"),
-        (small_bpe(merges=["a nowhere"]), "merges", "do not fit"),
+        *((small_bpe(merges=[bad]), "merges", "does not fit") for bad in ("ab", "", "a b c", "a b", "a  b")),
+        (small_bpe(merges=["a nowhere"]), "merges", "does not fit"),
         (small_bpe(merges=["\udcff a"]), "merges", "not UTF-8"),
         (small_bpe() | keys(pre=7), "pre", "wrong type"),
     ],

@@ -40,25 +40,38 @@ def raw_bytes(text: str) -> bytes:
         return text.encode()
 
 
+def _words_and_merges(vocab: Vocabulary) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """What the library is told. Control tokens stay out, and merges that lead to one, so that no text becomes one.
+
+    A merge must name tokens and make one: where it makes none, the library does not raise but panics.
+    """
+    words: dict[str, int] = {}
+    hidden = set()
+    for i, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True)):
+        if kind in (CONTROL, UNKNOWN):
+            hidden.add(text)
+        elif text:
+            words[text] = i
+    merges = []
+    for i, merge in enumerate(vocab.merges):
+        left, _, right = merge.partition(" ")
+        if left in words and right in words and left + right in words:
+            merges.append((left, right))
+        elif hidden.isdisjoint((left, right, left + right)):
+            raise FileError(
+                vocab.path, f"merge {i} does not fit the tokens", where="tokenizer.ggml.merges",
+                expected="two tokens, a space between them, that make a third", got=repr(merge[:40]),
+            )  # fmt: skip
+    return words, merges
+
+
 def encoder(vocab: Vocabulary, row: PreTokenizer) -> Callable[[str], list[int]]:
     """A function from plain text to ids, the text cut by `row`. Raises FileError where merges and tokens disagree."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    # Control tokens stay out, so that no text can become one.
-    hidden = (CONTROL, UNKNOWN)
-    words = {
-        text: i for i, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True)) if kind not in hidden
-    }
-    words.pop("", None)
-    merges = [tuple(merge.split(" ", 1)) for merge in vocab.merges]
-    for i, pair in enumerate(merges):
-        if len(pair) != 2:
-            raise FileError(
-                vocab.path, f"merge {i} is broken", where="tokenizer.ggml.merges",
-                expected="two tokens and a space between them", got=repr(vocab.merges[i][:40]),
-            )  # fmt: skip
+    words, merges = _words_and_merges(vocab)
     try:
-        model = models.BPE(vocab=words, merges=merges, ignore_merges=row.ignore_merges)  # type: ignore[arg-type]
+        model = models.BPE(vocab=words, merges=merges, ignore_merges=row.ignore_merges)
     except Exception as error:  # the library raises bare Exception
         problem = f"the merges do not fit the tokens: {str(error)[:120]!r}"
         raise FileError(vocab.path, problem, where="tokenizer.ggml.merges") from error

@@ -23,15 +23,18 @@ def encoder(vocab: Vocabulary) -> Callable[[str], list[int]]:
     proto = ModelProto()
     add = proto.pieces.add
     for i, (text, score, kind) in enumerate(zip(vocab.tokens, vocab.scores, vocab.types, strict=True)):
+        name = text
+        if not text or "\0" in text:  # the library refuses these, or prints that it does not use them
+            name, kind = f"[TOKEN_{i}]", CONTROL
         if i == unk:
             kind = UNKNOWN
-        elif kind == UNKNOWN or (kind == BYTE and not fallback) or not text:
+        elif kind == UNKNOWN or (kind == BYTE and not fallback):
             kind = (
                 CONTROL  # the library wants exactly one unknown piece, and all bytes or none; text never matches these
             )
-        add(piece=text or f"[EMPTY_{i}]", score=score, type=kind)
+        add(piece=name, score=score, type=kind)
     if unk is None:
-        add(piece=f"[UNKNOWN_{size}]", score=0.0, type=UNKNOWN)
+        add(piece=f"[TOKEN_{size}]", score=0.0, type=UNKNOWN)
     proto.trainer_spec.model_type = 2  # BPE
     proto.trainer_spec.byte_fallback = fallback
     proto.normalizer_spec.add_dummy_prefix = False
