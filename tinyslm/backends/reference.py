@@ -22,7 +22,7 @@ TINY = np.float32(2.0**-100)
 
 
 def round_activations(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (m, k) rounded to int8 by blocks of `block`: codes −127 … 127 (m, k) and scales (m, k / block), both float32.
+    """Rows (m, k) rounded to int8 by blocks of `block`: codes −127 … 127 (m, k), scales (m, k / block), float32.
 
     A block whose largest magnitude is below 2⁻¹⁰⁰ becomes zeros with scale 0. A block with a value that is no finite
     number gets codes or a scale that are none.
@@ -125,7 +125,8 @@ def rmsnorm(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
     assert op.weight is not None
     wide = x.astype(np.float64)
     length: np.ndarray = np.sqrt((wide * wide).mean(axis=1, keepdims=True) + op.eps)
-    return wide / length * self.vector(op.weight)
+    y: np.ndarray = wide / length * self.vector(op.weight)
+    return y
 
 
 def matmul(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
@@ -186,11 +187,13 @@ def attend(self: Reference, op: Op, batch: Batch, q: np.ndarray) -> np.ndarray:
 
 
 def glu(self: Reference, op: Op, batch: Batch, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.multiply(ACTIVATE[op.act](a.astype(np.float64)), b)
+    y: np.ndarray = ACTIVATE[op.act](a.astype(np.float64)) * b
+    return y
 
 
 def add(self: Reference, op: Op, batch: Batch, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.add(a, b)
+    y: np.ndarray = a + b
+    return y
 
 
 def select(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:

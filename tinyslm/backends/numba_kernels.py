@@ -1,0 +1,428 @@
+"""What the numba backend compiles: `walk` runs the ops of a step over memory that it is given.
+
+A value's sums are made in one order whatever else is in the batch and however many threads there are. Loops over a page
+take their length from a variable: a constant one would be unrolled before LLVM makes vectors of it.
+"""
+
+# mypy: ignore-errors
+# numba types what it compiles, and calls an intrinsic with another signature than it is defined with.
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .numba_formats import dot, weight
+from .numba_memory import (
+    add_one,
+    cached,
+    exp32,
+    f32,
+    f64,
+    float_of,
+    half,
+    i16,
+    i32,
+    i64,
+    inner,
+    load,
+    put,
+    summing,
+    to_half,
+    u8,
+    u16,
+    u32,
+)  # fmt: skip
+
+# Columns of the op table.
+KIND, OUT, WIDTH, IN, IN_WIDTH, IN2, OUTPUT_ROWS, WEIGHT, STRIDE, FORMAT, BIAS, BLOCK, HEADS, DIM = range(14)
+TRIG, HALF, REAL, KV_HEADS, DV, KEYS, VALUES, COLUMNS = range(14, 22)
+KINDS = (
+    "embed",
+    "rmsnorm",
+    "matmul",
+    "rope",
+    "store",
+    "attend",
+    "glu",
+    "add",
+    "select",
+    "logits",
+    "quantise",
+    "angles",
+)
+EMBED, RMSNORM, MATMUL, ROPE, STORE, ATTEND, GLU, ADD, SELECT, LOGITS, QUANTISE, ANGLES = range(len(KINDS))
+# Entries of the memory map: sizes, then addresses.
+TOKENS, OUTPUTS, PAGE, HALF_BLOCK, TRIG_WIDTH, SCRATCH_BYTES = range(6)
+WORK, WEIGHTS, REALS, TRIGS, CODES, SCALES, SUMS, SCRATCH = range(6, 14)
+IDS, POSITIONS, SEQUENCE, WANTED, FIRST, PAGES, RESULT, BAD, CONTROL, MAP = range(14, 24)
+# Bytes of the control words, each in a cache line of its own: the cancel flag, the job's next item, items done.
+CANCEL, TICKET, DONE, CONTROL_WORDS = 0, 64, 128, 24
+IDLE, OVER = 1 << 30, 1 << 62  # the ticket before the first op is handed out, and when the step is over
+ROWS, CHUNK, TILE = 4, 32, 32  # rows in an item of a row-wise op; weight rows in one of a matmul; tokens between
+
+
+@inner
+def check(m, token, at, n):
+    """Mark the token's row as bad if one of n floats is no finite number."""
+    bits, worst = u32(at, n), np.uint32(0)
+    for i in range(n):
+        worst = max(worst, np.uint32(bits[i] & np.uint32(0x7FFFFFFF)))
+    if worst >= np.uint32(0x7F800000):
+        u8(m[BAD], token + 1)[token] = 1
+
+
+@inner
+def token_of(m, op, row):
+    return np.int64(i32(m[WANTED] + 4 * row, 1)[0]) if op[OUTPUT_ROWS] else row
+
+
+@inner
+def value(m, offset, width, row):
+    """The address of a row of a value."""
+    return m[WORK] + 4 * (offset * m[TOKENS] + row * width)
+
+
+@inner
+def matmul(m, op, item):
+    first, k, form = item * CHUNK, op[IN_WIDTH], op[FORMAT]
+    last = min(first + CHUNK, op[WIDTH])
+    rows = m[OUTPUTS] if op[OUTPUT_ROWS] else m[TOKENS]
+    blocks = k // op[BLOCK]
+    for start in range(0, rows, TILE):
+        end = min(start + TILE, rows)
+        for n in range(first, last):
+            bias = f32(m[WEIGHTS] + op[BIAS], op[WIDTH])[n] if op[BIAS] >= 0 else np.float32(0)
+            for row in range(start, end):
+                y = dot(form, m[WEIGHTS] + op[WEIGHT] + n * op[STRIDE], value(m, op[IN], k, row),
+                        m[CODES] + 2 * row * k, m[SCALES] + 4 * row * blocks, m[SUMS] + 4 * row * blocks,
+                        k, m[HALF_BLOCK])  # fmt: skip
+                f32(value(m, op[OUT], op[WIDTH], row) + 4 * n, 1)[0] = y + bias
+        for row in range(start, end):
+            check(m, token_of(m, op, row), value(m, op[OUT], op[WIDTH], row) + 4 * first, last - first)
+
+
+@inner
+def quantise(m, op, row):
+    """A row of activations to int8 codes with one scale a block, and the sum of each block's codes."""
+    k, block = op[IN_WIDTH], op[BLOCK]
+    blocks = k // block
+    scale, total = f32(m[SCALES] + 4 * row * blocks, blocks), i32(m[SUMS] + 4 * row * blocks, blocks)
+    for b in range(blocks):
+        at = value(m, op[IN], k, row) + 4 * b * block
+        x, bits, codes = f32(at, block), u32(at, block), i16(m[CODES] + 2 * (row * k + b * block), block)
+        size, s = np.uint32(0), np.int32(0)
+        for i in range(block):
+            size = max(size, np.uint32(bits[i] & np.uint32(0x7FFFFFFF)))
+        amax, inverse = float_of(size), np.float32(0)
+        scale[b] = np.float32(0)
+        if amax >= np.float32(2.0**-100):
+            scale[b] = amax / np.float32(127)
+            inverse = np.float32(127) / amax
+        if size >= np.uint32(0x7F800000):  # the row is marked already
+            scale[b] = np.float32(np.nan)
+        for i in range(block):
+            codes[i] = np.int16(np.rint(x[i] * inverse))
+        for i in range(block):
+            s = np.int32(s + np.int32(codes[i]))
+        total[b] = s
+
+
+@summing
+def square_sum(x, n):
+    s = np.float64(0)
+    for i in range(n):
+        s += np.float64(x[i]) * np.float64(x[i])
+    return s
+
+
+@inner
+def rmsnorm(m, op, row):
+    n = op[WIDTH]
+    x, y, w = f32(value(m, op[IN], n, row), n), f32(value(m, op[OUT], n, row), n), f32(m[WEIGHTS] + op[WEIGHT], n)
+    factor = np.float32(1 / np.sqrt(square_sum(x, n) / n + f64(m[REALS], op[REAL] + 1)[op[REAL]]))
+    for i in range(n):
+        y[i] = x[i] * factor * w[i]
+
+
+@inner
+def angles(m, op, row):
+    """Cos and sin of a token's position for each frequency of a table."""
+    half_dim = op[HALF]
+    frequency = f64(m[REALS] + 8 * op[REAL], half_dim + 1)
+    out = f32(m[TRIGS] + 4 * (row * m[TRIG_WIDTH] + op[TRIG]), 2 * half_dim)
+    position = np.float64(i32(m[POSITIONS] + 4 * row, 1)[0])
+    for i in range(half_dim):
+        out[i] = np.float32(np.cos(position * frequency[i + 1]) * frequency[0])
+        out[half_dim + i] = np.float32(np.sin(position * frequency[i + 1]) * frequency[0])
+
+
+@inner
+def rope(m, op, row):
+    n, dim, r = op[WIDTH], op[DIM], op[HALF]
+    trig = m[TRIGS] + 4 * (token_of(m, op, row) * m[TRIG_WIDTH] + op[TRIG])
+    cos, sin = f32(trig, r), f32(trig + 4 * r, r)
+    for head in range(op[HEADS]):
+        x, y = f32(value(m, op[IN], n, row) + 4 * head * dim, dim), f32(value(m, op[OUT], n, row) + 4 * head * dim, dim)
+        for i in range(r):
+            y[i] = x[i] * cos[i] - x[i + r] * sin[i]
+        for i in range(r):
+            y[i + r] = x[i] * sin[i] + x[i + r] * cos[i]
+        for i in range(2 * r, dim):
+            y[i] = x[i]
+
+
+@inner
+def page_of(m, token, position):
+    """The address of the page that holds a position of the token's sequence."""
+    sequence = np.int64(i32(m[SEQUENCE] + 4 * token, 1)[0])
+    return i64(m[PAGES], i64(m[FIRST], sequence) + position // m[PAGE])
+
+
+@inner
+def store_half(m, token, to, x, n, heads):
+    """Heads of n floats into columns of a page's arrays, (head, element, position)."""
+    for i in range(heads * n):
+        h = to_half(x[i])
+        u16(to + 2 * i * m[PAGE], 1)[0] = h
+        if (h & np.uint16(0x7C00)) == np.uint16(0x7C00):
+            u8(m[BAD], token + 1)[token] = 1
+
+
+@inner
+def store(m, op, row):
+    kv_heads, dk, dv = op[KV_HEADS], op[DIM], op[DV]
+    position = np.int64(i32(m[POSITIONS] + 4 * row, 1)[0])
+    to = page_of(m, row, position) + 2 * (position % m[PAGE])
+    k, v = value(m, op[IN], kv_heads * dk, row), value(m, op[IN2], kv_heads * dv, row)
+    store_half(m, row, to + 2 * op[KEYS], f32(k, kv_heads * dk), dk, kv_heads)
+    store_half(m, row, to + 2 * op[VALUES], f32(v, kv_heads * dv), dv, kv_heads)
+
+
+@inner
+def scores(q, keys, s, dk, scale, page):
+    """The products of one query with a page of keys (element, position)."""
+    for j in range(page):
+        s[j] = np.float32(0)
+    for d in range(dk):
+        x = q[d] * scale
+        row = keys[d * page : (d + 1) * page]
+        for j in range(page):
+            s[j] += x * row[j]
+
+
+@inner
+def peak(bits, n):
+    """The largest of n floats, through integers of the same order: float maxima would not become vectors."""
+    top = np.int32(-0x7FFFFFFF)
+    for j in range(n):
+        b = np.int32(bits[j])
+        top = max(top, np.int32(b ^ np.int32(np.int32(b >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+    return float_of(np.uint32(top ^ np.int32(np.int32(top >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+
+
+@summing
+def total_of(s, n):
+    t = np.float32(0)
+    for j in range(n):
+        t += s[j]
+    return t
+
+
+@summing
+def product(a, b, n):
+    t = np.float32(0)
+    for j in range(n):
+        t += a[j] * b[j]
+    return t
+
+
+@inner
+def softmax_block(s, bits, seen, page, highest):
+    """Scores to shares under the new maximum, which is given back; 0 where the row may not look."""
+    new = max(highest, peak(bits, seen))
+    for j in range(page):
+        s[j] = exp32(s[j] - new) if j < seen else np.float32(0)
+    return new
+
+
+@inner
+def attend(m, op, item, thread):
+    """One query row and one kv head: softmax in one pass over the pages (Milakov and Gimelshein, arXiv:1805.02867)."""
+    kv_heads, dk, dv, page = op[KV_HEADS], op[DIM], op[DV], m[PAGE]
+    row, kv = item // kv_heads, item % kv_heads
+    group, token = op[HEADS] // kv_heads, token_of(m, op, row)
+    position = np.int64(i32(m[POSITIONS] + 4 * token, 1)[0])
+    scale = np.float32(f64(m[REALS], op[REAL] + 1)[op[REAL]])
+    q_at = value(m, op[IN], op[HEADS] * dk, row) + 4 * kv * group * dk
+    y_at = value(m, op[OUT], op[HEADS] * dv, row) + 4 * kv * group * dv
+    at = m[SCRATCH] + thread * m[SCRATCH_BYTES]
+    keys, values = f32(at, dk * page), f32(at + 4 * dk * page, dv * page)
+    at += 4 * (dk + dv) * page
+    s, bits, highest, weights = f32(at, page), u32(at, page), f32(at + 4 * page, group), f32(
+        at + 4 * (page + group), group)  # fmt: skip
+    for h in range(group):
+        highest[h], weights[h] = np.float32(-np.inf), np.float32(0)
+    for start in range(0, position + 1, page):
+        seen, base = min(page, position + 1 - start), page_of(m, token, start)
+        expand(u16(base + 2 * (op[KEYS] + kv * dk * page), dk * page), keys, dk, page, seen)
+        expand(u16(base + 2 * (op[VALUES] + kv * dv * page), dv * page), values, dv, page, seen)
+        for h in range(group):
+            scores(f32(q_at + 4 * h * dk, dk), keys, s, dk, scale, page)
+            new = softmax_block(s, bits, seen, page, highest[h])
+            old = exp32(highest[h] - new)
+            highest[h], weights[h] = new, weights[h] * old + total_of(s, page)
+            y = f32(y_at + 4 * h * dv, dv)
+            for d in range(dv):
+                before = y[d] * old if start else np.float32(0)
+                y[d] = before + product(s, values[d * page : (d + 1) * page], page)
+    for h in range(group):
+        y = f32(y_at + 4 * h * dv, dv)
+        for d in range(dv):
+            y[d] /= weights[h]
+    check(m, token, y_at, group * dv)
+
+
+@inner
+def expand(source, target, n, page, seen):
+    """A page's f16 to floats; 0 where the row may not look, for what stands there may be anything."""
+    for d in range(n):
+        a, b = source[d * page : (d + 1) * page], target[d * page : (d + 1) * page]
+        for j in range(page):
+            x = half(a[j])
+            b[j] = x if j < seen else np.float32(0)
+
+
+@inner
+def row_op(m, op, kind, row):
+    """The ops that work row by row and whose rows need no more than a loop."""
+    n = op[WIDTH]
+    token = np.int64(i32(m[WANTED] + 4 * row, 1)[0]) if kind == SELECT else row
+    source = token if kind == SELECT else row
+    x, z = f32(value(m, op[IN], n, source), n), f32(value(m, op[IN2], n, source), n)
+    y = f32(m[RESULT] + 4 * row * n if kind == LOGITS else value(m, op[OUT], n, row), n)
+    if kind == EMBED:
+        at = m[WEIGHTS] + op[WEIGHT] + np.int64(i32(m[IDS] + 4 * row, 1)[0]) * op[STRIDE]
+        for i in range(n):
+            y[i] = weight(op[FORMAT], at, i)
+    elif kind == ADD:
+        for i in range(n):
+            y[i] = x[i] + z[i]
+    elif kind == GLU:
+        for i in range(n):
+            y[i] = x[i] / (np.float32(1) + exp32(-x[i])) * z[i]
+    else:
+        for i in range(n):
+            y[i] = x[i]
+
+
+@inner
+def items(m, op):
+    """Into how many parts, for any thread to take, an op falls."""
+    rows = m[OUTPUTS] if op[OUTPUT_ROWS] else m[TOKENS]
+    if op[KIND] == MATMUL:
+        return (op[WIDTH] + CHUNK - 1) // CHUNK if rows else 0
+    if op[KIND] == ATTEND:
+        return rows * op[KV_HEADS]
+    return (rows + ROWS - 1) // ROWS
+
+
+@inner
+def run(m, op, item, thread):
+    kind = op[KIND]
+    if kind == MATMUL:
+        matmul(m, op, item)
+        return
+    if kind == ATTEND:
+        attend(m, op, item, thread)
+        return
+    rows = m[OUTPUTS] if op[OUTPUT_ROWS] else m[TOKENS]
+    for row in range(item * ROWS, min(item * ROWS + ROWS, rows)):
+        if kind == QUANTISE:
+            quantise(m, op, row)
+            continue
+        if kind == ANGLES:
+            angles(m, op, row)
+            continue
+        if kind == STORE:
+            store(m, op, row)
+            continue
+        if kind == RMSNORM:
+            rmsnorm(m, op, row)
+        elif kind == ROPE:
+            rope(m, op, row)
+        else:
+            row_op(m, op, kind, row)
+        if kind != LOGITS:
+            check(m, token_of(m, op, row), value(m, op[OUT], op[WIDTH], row), op[WIDTH])
+
+
+@inner
+def lead(ops, m, threads):
+    """Walk the ops; with helpers, hand out the items of each op and wait for the last. True when cancelled."""
+    control = m[CONTROL]
+    for i in range(len(ops)):
+        op, count = ops[i], items(m, ops[i])
+        if threads == 1 or count < 2:
+            for item in range(count):
+                if load(control + CANCEL):
+                    return True
+                run(m, op, item, 0)
+            continue
+        put(control + DONE, 0)
+        put(control + TICKET, i << 32)
+        while True:
+            item = add_one(control + TICKET) - (i << 32)
+            if item >= count:
+                break
+            if not load(control + CANCEL):
+                run(m, op, item, 0)
+            add_one(control + DONE)
+        while load(control + DONE) < count:
+            pass
+        if load(control + CANCEL):
+            return True
+    return False
+
+
+@inner
+def help_out(ops, m, thread):
+    """Take items of whatever op is being handed out until the step is over."""
+    control = m[CONTROL]
+    while True:
+        ticket = load(control + TICKET)
+        if ticket >= OVER:
+            return
+        if (ticket & 0xFFFFFFFF) >= items(m, ops[ticket >> 32]):
+            continue
+        ticket = add_one(control + TICKET)  # maybe of a later op than the one just seen
+        if ticket >= OVER:
+            return
+        op, item = ops[ticket >> 32], ticket & 0xFFFFFFFF
+        if item < items(m, op):
+            if not load(control + CANCEL):
+                run(m, op, item, thread)
+            add_one(control + DONE)
+
+
+def compile_walk(stamp: int) -> Callable[[np.ndarray, np.ndarray, int, int], bool]:
+    """The function that runs a step.
+
+    numba's cache looks at the time of this file alone; `stamp`, which stands for the files that it imports, becomes
+    part of the cache's key by being a variable of the closure.
+    """
+
+    def walk(ops, m, thread, threads):
+        """Thread 0 leads a step over the table `ops`, int64 (ops, COLUMNS), and the map `m`, int64 (MAP,); others help.
+
+        True if the step was cancelled.
+        """
+        if thread:
+            help_out(ops, m, thread)
+            return stamp < 0
+        cancelled = lead(ops, m, threads)
+        put(m[CONTROL] + TICKET, OVER)
+        return cancelled
+
+    compiled: Callable[[np.ndarray, np.ndarray, int, int], bool] = cached(walk)
+    return compiled
