@@ -337,6 +337,11 @@ def test_ends_are_control_tokens() -> None:
     word = keys(tokens=[*words, "</", "</s", "</s>"], token_type=np.full(len(words) + 3, 1, np.int32), merges=merged)
     tok = load({**small_bpe(), **word})
     assert len(words) + 2 not in tok.eog  # here an ordinary word
+    # a control token that merges lead to, or from, is not reached by text
+    kinds = np.array([1] * 263 + [3, 3, 4, 4, 1, 3, 1], np.int32)
+    tok = load({**small_bpe("deepseek-v3"), **word, **keys(token_type=kinds)})
+    assert tok.decode(tok.encode("</s>")) == "</s>"
+    assert tok.eog.isdisjoint(tok.encode("</s>"))
 
 
 def test_without_token_types() -> None:

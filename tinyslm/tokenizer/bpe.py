@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..errors import FileError
 from .pretokenizers import PreTokenizer
 from .vocabulary import CONTROL, UNKNOWN, Vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers.models import BPE
 
 CHUNK = 1 << 18  # characters the library sees at once: it keeps about 160 bytes for each until it is done
 
@@ -40,11 +45,8 @@ def raw_bytes(text: str) -> bytes:
         return text.encode()
 
 
-def _words_and_merges(vocab: Vocabulary) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """What the library is told. Control tokens stay out, and merges that lead to one, so that no text becomes one.
-
-    A merge must name tokens and make one: where it makes none, the library does not raise but panics.
-    """
+def _words_and_hidden(vocab: Vocabulary) -> tuple[dict[str, int], set[str]]:
+    """Tokens that text may become, with their ids, and control tokens' texts, which the library is not told."""
     words: dict[str, int] = {}
     hidden = set()
     for i, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True)):
@@ -52,6 +54,11 @@ def _words_and_merges(vocab: Vocabulary) -> tuple[dict[str, int], list[tuple[str
             hidden.add(text)
         elif text:
             words[text] = i
+    return words, hidden
+
+
+def _checked_merges(vocab: Vocabulary, words: dict[str, int], hidden: set[str]) -> list[tuple[str, str]]:
+    """The merges, without those that lead to or from a control token. Raises FileError for one that names no tokens."""
     merges = []
     for i, merge in enumerate(vocab.merges):
         left, _, right = merge.partition(" ")
@@ -62,19 +69,29 @@ def _words_and_merges(vocab: Vocabulary) -> tuple[dict[str, int], list[tuple[str
                 vocab.path, f"merge {i} does not fit the tokens", where="tokenizer.ggml.merges",
                 expected="two tokens, a space between them, that make a third", got=repr(merge[:40]),
             )  # fmt: skip
-    return words, merges
+    return merges
+
+
+def _model(vocab: Vocabulary, row: PreTokenizer) -> tuple[BPE, dict[str, int]]:
+    """The library's model and the words it knows. Raises FileError where merges and tokens disagree."""
+    from tokenizers.models import BPE
+
+    words, hidden = _words_and_hidden(vocab)
+    # Where a merge makes no token the library panics; where it is not made of tokens the library raises. So a quick
+    # check of what the merges make, and the thorough one only after either: it costs twice as much.
+    if all(map(words.__contains__, [merge.replace(" ", "", 1) for merge in vocab.merges])):
+        pairs = [tuple(merge.split(" ", 1)) for merge in vocab.merges]
+        with contextlib.suppress(Exception):  # bare Exception is what it raises; below, a merge is named
+            return BPE(vocab=words, merges=pairs, ignore_merges=row.ignore_merges), words  # type: ignore[arg-type]
+    checked = _checked_merges(vocab, words, hidden)
+    return BPE(vocab=words, merges=checked, ignore_merges=row.ignore_merges), words
 
 
 def encoder(vocab: Vocabulary, row: PreTokenizer) -> Callable[[str], list[int]]:
     """A function from plain text to ids, the text cut by `row`. Raises FileError where merges and tokens disagree."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-    words, merges = _words_and_merges(vocab)
-    try:
-        model = models.BPE(vocab=words, merges=merges, ignore_merges=row.ignore_merges)
-    except Exception as error:  # the library raises bare Exception
-        problem = f"the merges do not fit the tokens: {str(error)[:120]!r}"
-        raise FileError(vocab.path, problem, where="tokenizer.ggml.merges") from error
+    model, words = _model(vocab, row)
     library = Tokenizer(model)
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in row.patterns]
     library.pre_tokenizer = pre_tokenizers.Sequence(
