@@ -84,6 +84,8 @@ slm_engine *slm_engine_new(const slm_program *program, const char *isa, int32_t 
 void slm_engine_free(slm_engine *engine);
 int32_t slm_step(slm_engine *engine, const slm_batch *batch);
 const char *slm_engine_isa(const slm_engine *engine);
+/* The values of the last step, at the offsets that the ops name, as far as none has taken another's place. */
+const uint8_t *slm_engine_workspace(const slm_engine *engine);
 
 /* Name of the i-th instruction set of this build, best first, NULL past the last; whether this CPU has it. */
 const char *slm_isa_name(int32_t i);

@@ -330,3 +330,4 @@ slm_engine *slm_engine_new(const slm_program *program, const char *isa, int32_t 
 }
 
 const char *slm_engine_isa(const slm_engine *e) { return e->isa->name; }
+const uint8_t *slm_engine_workspace(const slm_engine *e) { return e->memory; }

@@ -14,7 +14,7 @@ import numpy as np
 from .._native import ffi, lib
 from ..errors import BackendError, CancelledError, OptionError, TinySLMError, UnsupportedError
 from ..formats import BY_NAME
-from ..ops import Program
+from ..ops import Program, Value
 from ..program import Kernels, Lowered, LoweredOp, Placement, lower
 from .base import Batch, Weights, matrix_types
 
@@ -151,6 +151,13 @@ class Native:
         if error:
             raise TinySLMError(f"the step failed: error {error}")
         return bad.view(np.bool_)
+
+    def value(self, value: Value, rows: int) -> np.ndarray:
+        """What the last step left of a value, float32 (rows, width): all of them where the program was not fused."""
+        op = next(op for op in self.lowered.ops if op.out_value == value)
+        size = rows * op.ldout * 4
+        held = ffi.buffer(lib.slm_engine_workspace(self._engine) + op.out, size)
+        return np.frombuffer(held, np.float32).reshape(rows, op.ldout)[:, : value.width].copy()
 
     def cancel(self) -> None:
         self._cancel[0] = 1

@@ -1,0 +1,43 @@
+"""tinyslm: small language models on the CPU, from GGUF files.
+
+    model = tinyslm.load("file.gguf")
+    print(model.generate("Once upon a time"))
+"""
+
+from __future__ import annotations
+
+from .errors import (
+    BackendError,
+    CancelledError,
+    ClosedError,
+    FileError,
+    NonFiniteError,
+    OptionError,
+    PromptTooLongError,
+    TinySLMError,
+    UnsupportedError,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "BackendError", "CancelledError", "ClosedError", "FileError", "Model", "NonFiniteError", "OptionError", "Piece",
+    "PromptTooLongError", "TinySLMError", "UnsupportedError", "load",
+]  # fmt: skip
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .model import Model, load
+    from .scheduler import Piece
+
+
+def __getattr__(name: str) -> object:
+    """Names that need NumPy come when first used, so that importing the package is quick."""
+    if name in ("Model", "load"):
+        from . import model
+
+        return getattr(model, name)
+    if name == "Piece":
+        from .scheduler import Piece
+
+        return Piece
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,51 @@
+"""Backends that run a program: native (C), numba, reference (NumPy)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+
+from ..errors import BackendError, OptionError
+from ..ops import Program
+from .base import Backend, Weights
+
+NAMES = ("native", "numba", "reference")
+REMEDY = "install a C compiler, then: pip install --no-cache-dir --force-reinstall tinyslm"
+
+
+def has_native() -> bool:
+    return importlib.util.find_spec("tinyslm._native") is not None
+
+
+def choose(name: str | None = None) -> str:
+    """`name`, or TINYSLM_BACKEND, or native, or, with a warning, numba where the C core was not built.
+
+    Raises OptionError for an unknown name, BackendError where native is asked for and not there.
+    """
+    wanted = name or os.environ.get("TINYSLM_BACKEND") or None
+    if wanted is not None and wanted not in NAMES:
+        raise OptionError(f"backend {wanted!r}: must be one of {', '.join(NAMES)}")
+    if wanted == "native" and not has_native():
+        raise BackendError(f"the C core was not built: {REMEDY}")
+    if wanted is None and not has_native():
+        warnings.warn(f"the C core was not built, the slower numba backend is used; for the fast one {REMEDY}", stacklevel=2)
+    return wanted or ("native" if has_native() else "numba")
+
+
+def make(
+    name: str, program: Program, weights: Weights, threads: int, rows: int, progress: Callable[[float], None] | None
+) -> Backend:
+    """The backend of that name, its weights loaded; heavy libraries are imported here and not before."""
+    if name == "native":
+        from .native import Native
+
+        return Native(program, weights, threads, rows, progress=progress)
+    if name == "numba":
+        from .numba import Numba
+
+        return Numba(program, weights, threads=threads)
+    from .reference import Reference
+
+    return Reference(program, weights)

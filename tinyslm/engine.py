@@ -1,0 +1,70 @@
+"""One step of a model over a batch of tokens from any number of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from .backends.base import Backend, Batch
+from .kvcache import Cache, Sequence
+from .ops import Program
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step does for one sequence: the next ids, int32, and the logits of the last `outputs` of them."""
+
+    sequence: Sequence
+    ids: np.ndarray
+    outputs: int
+
+
+class Engine:
+    """A program on a backend. One thread at a time steps; `cancel` may come from any."""
+
+    def __init__(self, program: Program, backend: Backend) -> None:
+        self.program, self.backend, self.cache = program, backend, Cache(backend)
+
+    def step(self, works: Items[Work], logits: np.ndarray) -> list[bool]:
+        """Run all works together: logits float32 (sum of outputs, vocabulary), in order.
+
+        Returns for each work whether its values were finite. Raises CancelledError, MemoryError: every sequence is then
+        as it was before.
+        """
+        try:
+            for w in works:
+                self.cache.reserve(w.sequence, w.sequence.length + len(w.ids))
+            lengths = [len(w.ids) for w in works]
+            bad = self.backend.step(self._batch(works, lengths), logits)
+        except BaseException:
+            for w in works:
+                self.cache.truncate(w.sequence, w.sequence.length)
+            raise
+        for w in works:
+            w.sequence.length += len(w.ids)
+        if not bad.any():
+            return [True] * len(works)
+        return [not part.any() for part in np.split(bad, np.cumsum(lengths)[:-1])]
+
+    def _batch(self, works: Items[Work], lengths: list[int]) -> Batch:
+        ends = np.cumsum(lengths)
+        wanted = [range(end - w.outputs, end) for w, end in zip(works, ends.tolist(), strict=True)]
+        return Batch(
+            ids=np.concatenate([w.ids for w in works]),
+            positions=np.concatenate(
+                [np.arange(w.sequence.length, w.sequence.length + n, dtype=np.int32) for w, n in zip(works, lengths, strict=True)]
+            ),
+            sequence=np.repeat(np.arange(len(works), dtype=np.int32), lengths),
+            outputs=np.fromiter(chain.from_iterable(wanted), np.int32),
+            pages=[[page.memory for page in w.sequence.pages] for w in works],
+        )
+
+    def cancel(self) -> None:
+        """Make a running step return soon, with CancelledError."""
+        self.backend.cancel()
+
+    def close(self) -> None:
+        self.backend.close()

@@ -1,0 +1,237 @@
+"""Loading a model, and the methods that a user calls."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+
+from . import backends, models, tokenizer
+from .backends.base import Weights
+from .backends.threads import default_threads
+from .config import Keys
+from .engine import Engine
+from .errors import FileError, OptionError, PromptTooLongError
+from .gguf import GGUF
+from .sampler import Sampler
+from .sampling import Sampling
+from .scheduler import GenerateRequest, LogitsRequest, Piece, Scheduler
+from .tokenizer import Tokenizer
+
+_LIVE: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    backend: str | None = None,
+    chunk: int = 512,
+    progress: Callable[[float], None] | None = None,
+) -> Model:
+    """Open a GGUF file and load its weights.
+
+    threads: None takes TINYSLM_THREADS, or the physical cores that this process may use. context: tokens that a
+    sequence can hold; None is the file's own; memory is taken as it is used. backend: "native", "numba" or
+    "reference"; None takes TINYSLM_BACKEND, or the fastest there is. chunk: most tokens in a step. progress: called
+    with the share of the weights that is loaded, 0 to 1.
+
+    Raises FileError for a file that is missing or broken, UnsupportedError for one that needs what is not built,
+    OptionError and BackendError for options that cannot be met.
+    """
+    return Model(path, threads=threads, context=context, backend=backend, chunk=chunk, progress=progress)
+
+
+class Model:
+    """A loaded model. Any number of threads may use it; what they ask for at the same time runs together."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        backend: str | None = None,
+        chunk: int = 512,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._options = {"threads": threads, "context": context, "backend": backend, "chunk": chunk}
+        self.backend = backends.choose(backend)
+        self.threads = default_threads() if threads is None else _integer("threads", threads, 1, 1024)
+        _integer("chunk", chunk, 1, 1 << 16)
+        with GGUF.open(self.path) as file:
+            program = models.build(Keys(self.path, file.metadata), _tensors(file))
+            self.file_bytes, self.vocab_size = file.size, program.vocab
+            self.context = self._context(context, program.context)
+            with ThreadPoolExecutor(1) as other:  # the tokenizer is built while C packs the weights
+                future = other.submit(tokenizer.load, file.metadata, self.path)
+                made = backends.make(self.backend, program, Weights(file), self.threads, chunk, progress)
+                try:
+                    self.tokenizer: Tokenizer = future.result()
+                    if self.tokenizer.vocab_size > program.vocab:
+                        raise FileError(self.path, "the vocabulary has more tokens than the embedding has rows",
+                                        expected=program.vocab, got=self.tokenizer.vocab_size)  # fmt: skip
+                except BaseException:
+                    made.close()
+                    raise
+        self.page_bytes = made.page_bytes
+        self._scheduler = Scheduler(Engine(program, made), chunk)
+        _LIVE.add(self)
+
+    def _context(self, wanted: int | None, own: int) -> int:
+        if wanted is None:
+            return own
+        if _integer("context", wanted, 1, 1 << 24) > own:
+            warnings.warn(f"context {wanted} is beyond the {own} tokens that the model was made for", stacklevel=4)
+        return wanted
+
+    # ---- text ----
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
+    def generate(self, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
+        """The text that follows a prompt; of a list, of each, run together.
+
+        Options and defaults: max_tokens=64, temperature=0.8 (0 takes the most likely token), top_k=40, top_p=0.95,
+        min_p=0.05, typical_p=1.0, repeat_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, logit_bias=None
+        (token id to what is added to its logit), seed=None (prompt i of a list draws with seed + i), stop=[] (texts
+        that end the answer, not part of it), ignore_eos=False (go on past the end token).
+
+        Raises PromptTooLongError, OptionError, NonFiniteError, ClosedError; CancelledError where the model is closed
+        meanwhile.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        requests = [self._request(text, i, False, **options) for i, text in enumerate(prompts)]
+        try:
+            self._scheduler.submit(*requests)
+            texts = ["".join(piece.text for piece in r.results()) for r in requests]
+        except BaseException:
+            self._scheduler.cancel(*requests)
+            raise
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[Piece]:
+        """The pieces of the text as they come: piece.text, piece.token, piece.logprob. Options as for generate.
+
+        Closing the iterator, or leaving its loop, cancels the request.
+        """
+        return self._pieces(self._request(prompt, 0, True, **options))
+
+    def _pieces(self, request: GenerateRequest) -> Iterator[Piece]:
+        done = False
+        try:
+            self._scheduler.submit(request)
+            yield from request.results()
+            done = True
+        finally:
+            if not done:
+                self._scheduler.cancel(request)
+
+    def _request(
+        self, prompt: str, number: int, logprob: bool, *, max_tokens: int = 64, seed: int | None = None,
+        stop: str | Sequence[str] = (), ignore_eos: bool = False, **sampling: Any,
+    ) -> GenerateRequest:  # fmt: skip
+        """A request from the options of generate; its prompt is encoded with what the file asks for around it."""
+        if not isinstance(prompt, str):
+            raise OptionError(f"a prompt is a str, not {type(prompt).__name__}")
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(s, str) and s for s in stops):
+            raise OptionError(f"stop={stop!r}: must be texts that are not empty")
+        ends = self.tokenizer.eog
+        if ignore_eos:
+            sampling["logit_bias"] = {**dict.fromkeys(ends, -np.inf), **(sampling.get("logit_bias") or {})}
+        try:
+            params = Sampling(seed=None if seed is None else seed + number, **sampling)
+        except TypeError as error:
+            raise OptionError(str(error).replace("Sampling.__init__()", "generate")) from None
+        ids = self._checked(self.tokenizer.encode(prompt))
+        return GenerateRequest(
+            ids, Sampler(params, self.vocab_size), self.tokenizer.stream(continues=True), ends, stops,
+            _integer("max_tokens", max_tokens, 1, 1 << 24), self.context, logprob,
+        )  # fmt: skip
+
+    # ---- numbers ----
+
+    def logits(self, ids: Sequence[int], last: int | None = None) -> np.ndarray:
+        """The logits at each of the ids, or at the last ones: float32 (len(ids) or last, vocabulary).
+
+        Raises PromptTooLongError, OptionError for an id outside the vocabulary or no ids at all, NonFiniteError.
+        """
+        checked = self._checked([int(i) for i in ids])
+        if not all(0 <= i < self.vocab_size for i in checked):
+            raise OptionError(f"a token id is outside the vocabulary of {self.vocab_size}")
+        rows = len(checked) if last is None else _integer("last", last, 1, len(checked))
+        out = np.empty((rows, self.vocab_size), np.float32)
+        request = LogitsRequest(checked, out)
+        try:
+            self._scheduler.submit(request)
+            for _ in request.results():
+                pass
+        except BaseException:
+            self._scheduler.cancel(request)
+            raise
+        return out
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not ids:
+            raise OptionError("the prompt is empty, and this model has no token that begins a text")
+        if len(ids) > self.context:
+            raise PromptTooLongError(len(ids), self.context)
+        return ids
+
+    # ---- life ----
+
+    def close(self) -> None:
+        """Free all memory; requests that are running end with CancelledError."""
+        self._scheduler.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_scheduler"):
+            self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unpickle, (str(self.path), self._options)
+
+
+def _unpickle(path: str, options: dict[str, Any]) -> Model:
+    return Model(path, **options)
+
+
+def _tensors(file: GGUF) -> models.Tensors:
+    def floats(name: str) -> np.ndarray:
+        tensor = file.tensors[name]
+        return tensor.format.dequantise(file.read(tensor)).ravel()
+
+    return models.Tensors(file.path, file.tensors, floats)
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
+        raise OptionError(f"{name}={value!r}: must be a number from {low} to {high}")
+    return int(value)
+
+
+def _after_fork() -> None:
+    for model in list(_LIVE):
+        model._scheduler.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

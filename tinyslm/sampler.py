@@ -1,0 +1,70 @@
+"""Draws a request's tokens: in C where it was built, with the same result in NumPy elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from . import sampling
+from .backends import has_native
+from .errors import NonFiniteError, OptionError
+from .sampling import Sampling
+
+
+class Sampler:
+    """The draw for one request: its parameters with the seed fixed. One thread at a time."""
+
+    def __init__(self, params: Sampling, vocab: int) -> None:
+        self.params = replace(params, seed=params.resolved_seed())
+        for token in self.params.logit_bias or {}:
+            if token >= vocab:
+                raise OptionError(f"logit_bias: token id {token} is outside the vocabulary of {vocab}")
+        self._native = _Native(self.params, vocab) if has_native() else None
+
+    def draw(self, logits: np.ndarray, index: int, recent: Sequence[int], logprob: bool) -> tuple[int, float | None]:
+        """Token number `index` of the request from float32 (vocabulary,), and its log probability if wanted.
+
+        `recent`: prompt and answer so far; the penalties look at the last `repeat_last_n`. Raises NonFiniteError.
+        """
+        last = self.params.repeat_last_n
+        window = recent[max(0, len(recent) - last) :] if last and self._penalised() else ()
+        if self._native:
+            return self._native.draw(logits, index, window, logprob)
+        token, p = sampling.sample(logits, self.params, index, window)
+        return token, p if logprob else None
+
+    def _penalised(self) -> bool:
+        p = self.params
+        return p.repeat_penalty != 1 or p.frequency_penalty != 0 or p.presence_penalty != 0
+
+
+class _Native:
+    def __init__(self, params: Sampling, vocab: int) -> None:
+        from ._native import ffi, lib
+
+        self.ffi, self.lib, self.vocab = ffi, lib, vocab
+        self.sampler = ffi.new("slm_sampler *")
+        for name in ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "frequency_penalty",
+                     "presence_penalty", "top_k", "seed"):  # fmt: skip
+            setattr(self.sampler, name, getattr(params, name))
+        bias = params.logit_bias or {}
+        self.bias_ids, self.bias = ffi.new("int32_t[]", list(bias)), ffi.new("float[]", list(bias.values()))
+        self.n_bias = len(bias)
+        room = lib.slm_sample_scratch(vocab)
+        self._room = np.empty(room + 64, np.uint8)
+        start = -self._room.ctypes.data % 64
+        self.scratch = ffi.from_buffer(self._room[start : start + room])
+        self.logprob = ffi.new("float *")
+
+    def draw(self, logits: np.ndarray, index: int, recent: Sequence[int], logprob: bool) -> tuple[int, float | None]:
+        null = self.ffi.NULL
+        token = self.lib.slm_sample(
+            self.ffi.from_buffer("float[]", logits), self.vocab, self.sampler, index, list(recent), len(recent),
+            self.bias_ids, self.bias, self.n_bias, null, self.logprob if logprob else null, 0, null, null, self.scratch,
+        )  # fmt: skip
+        if token == self.lib.SLM_E_NONFINITE:
+            raise NonFiniteError("no token can be drawn: a logit is no finite number, or all are banned")
+        assert token >= 0, token
+        return int(token), float(self.logprob[0]) if logprob else None

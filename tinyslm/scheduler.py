@@ -1,0 +1,249 @@
+"""Requests: queue, admit, step, retire. A thread of the scheduler steps while there is work; callers wait."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import numpy as np
+
+from .engine import Engine, Work
+from .errors import CancelledError, ClosedError, NonFiniteError
+from .kvcache import Sequence
+from .sampler import Sampler
+from .tokenizer import Decoder
+
+MOST_RUNNING = 64  # sequences that are stepped together; the others wait
+NOT_FINITE = "a value of the model became infinite or no number: the weights are broken or overflow"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One generated token. `text` is what became printable with it (often its own, sometimes none or more)."""
+
+    text: str
+    token: int
+    logprob: float | None = None
+
+
+class Request:
+    """Something that wants tokens stepped. `ids` are those not yet stepped; the scheduler's thread owns all but `cancel`."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.sequence, self.cancelled = Sequence(), False
+        self.ids = np.array(ids, np.int32)
+        self.events: SimpleQueue[Piece | BaseException | None] = SimpleQueue()
+
+    def outputs(self, taken: int) -> int:
+        """Of how many of the next `taken` ids the logits are wanted: the last ones."""
+        raise NotImplementedError
+
+    def accept(self, logits: np.ndarray) -> bool:
+        """Take the logits of a step, float32 (outputs, vocabulary); True when the request is done."""
+        raise NotImplementedError
+
+    def results(self) -> Iterator[Piece]:
+        """Pieces as they come. Raises what the request failed with."""
+        while (event := self.events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+
+class LogitsRequest(Request):
+    """Wants the logits of the last rows of `out`, float32 (last, vocabulary)."""
+
+    def __init__(self, ids: list[int], out: np.ndarray) -> None:
+        super().__init__(ids)
+        self.out, self.filled = out, 0
+
+    def outputs(self, taken: int) -> int:
+        before = len(self.ids) - taken  # ids that a later step takes
+        return max(0, min(taken, len(self.out) - self.filled - before))
+
+    def rows(self, n: int) -> np.ndarray:
+        """Where the next n rows of logits go."""
+        return self.out[self.filled : self.filled + n]
+
+    def accept(self, logits: np.ndarray) -> bool:
+        self.filled += len(logits)
+        return self.filled == len(self.out)
+
+
+class GenerateRequest(Request):
+    """Wants tokens drawn until an end token, a stop text, `max_tokens`, or the end of the context."""
+
+    def __init__(
+        self, ids: list[int], sampler: Sampler, decoder: Decoder, ends: frozenset[int], stop: tuple[str, ...],
+        max_tokens: int, context: int, logprob: bool,
+    ) -> None:  # fmt: skip
+        super().__init__(ids)
+        self.sampler, self.decoder, self.ends, self.stop = sampler, decoder, ends, stop
+        self.history, self.drawn, self.held, self.logprob = list(ids), 0, "", logprob
+        self.finish = ""  # why it ended: "end", "stop", "length" or "context"
+        self.max_tokens, self.context = max_tokens, context
+
+    def outputs(self, taken: int) -> int:
+        return int(taken == len(self.ids))
+
+    def accept(self, logits: np.ndarray) -> bool:
+        token, logprob = self.sampler.draw(logits[0], self.drawn, self.history, self.logprob)
+        self.history.append(token)
+        self.drawn += 1
+        if token in self.ends:
+            self.finish = "end"
+            if rest := self.held + self.decoder.flush():
+                self.events.put(Piece(self._before_stop(rest), token, logprob))
+            return True
+        self.held += self.decoder.push(token)
+        if self.drawn == self.max_tokens:
+            self.finish = "length"
+        elif len(self.history) > self.context:
+            self.finish = "context"
+        if self.finish:
+            self.held += self.decoder.flush()
+        text = self._release()
+        self.events.put(Piece(text, token, logprob))
+        self.ids = np.array([token], np.int32)
+        return bool(self.finish)
+
+    def _before_stop(self, text: str) -> str:
+        """The text up to the first stop text in it."""
+        at = min((i for s in self.stop if (i := text.find(s)) >= 0), default=-1)
+        if at < 0:
+            return text
+        self.finish = "stop"
+        return text[:at]
+
+    def _release(self) -> str:
+        """Of the held text, what can no longer be part of a stop text."""
+        text = self._before_stop(self.held)
+        keep = 0
+        if not self.finish:
+            keep = max((n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+class Scheduler:
+    """Runs requests on an engine, `rows` tokens a step at most. Any thread may submit and cancel."""
+
+    def __init__(self, engine: Engine, rows: int) -> None:
+        self.engine, self.rows = engine, rows
+        self._logits = np.empty((0, engine.program.vocab), np.float32)
+        self._closed = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Start with no requests and no thread; after a fork, the parent's stay with the parent."""
+        self._lock = threading.Lock()
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._thread: threading.Thread | None = None
+
+    def submit(self, *requests: Request) -> None:
+        """Queue requests, so that those given together run together. Raises ClosedError."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the model is closed")
+            self._waiting.extend(requests)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="tinyslm", daemon=True)
+                self._thread.start()
+
+    def cancel(self, *requests: Request) -> None:
+        """End requests soon; whoever waits for them gets CancelledError."""
+        for request in requests:
+            request.cancelled = True
+        with self._lock:
+            if any(r in self._running for r in requests):
+                self.engine.cancel()
+
+    def close(self) -> None:
+        """Cancel all, wait for the step to end, free the memory. Idempotent."""
+        with self._lock:
+            already, self._closed, thread = self._closed, True, self._thread
+            everything = (*self._waiting, *self._running)
+        if already:
+            return
+        self.cancel(*everything)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        self.engine.close()
+
+    # ---- the thread ----
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._admit()
+                if not self._running:
+                    self._thread = None
+                    return
+            try:
+                self._step()
+            except CancelledError:
+                continue  # the cancelled requests leave as the next are admitted
+            except BaseException as error:
+                for request in list(self._running):
+                    self._retire(request, error)
+
+    def _admit(self) -> None:
+        for request in [r for r in self._running if r.cancelled]:
+            self._retire(request, CancelledError("the request was cancelled"))
+        while self._waiting and len(self._running) < min(MOST_RUNNING, self.rows):
+            request = self._waiting.popleft()
+            if request.cancelled:
+                request.events.put(CancelledError("the request was cancelled"))
+            else:
+                self._running.append(request)
+
+    def _retire(self, request: Request, error: BaseException | None = None) -> None:
+        self._running.remove(request)
+        self.engine.cache.free(request.sequence)
+        request.events.put(error)
+
+    def _plan(self) -> list[tuple[Request, Work]]:
+        """What the next step takes: one token of all that decode, then of the others' prompts what still fits.
+
+        A request for logits goes by itself, so that they are written straight to where they are wanted.
+        """
+        alone = next((r for r in self._running if isinstance(r, LogitsRequest)), None)
+        left, plan = self.rows, []
+        for request in [alone] if alone else sorted(self._running, key=lambda r: len(r.ids) > 1):
+            taken = min(left, len(request.ids))
+            if taken:
+                plan.append((request, Work(request.sequence, request.ids[:taken], request.outputs(taken))))
+            left -= taken
+        return plan
+
+    def _step(self) -> None:
+        plan = self._plan()
+        outputs = sum(work.outputs for _, work in plan)
+        if isinstance(plan[0][0], LogitsRequest):
+            logits = plan[0][0].rows(outputs)
+        else:
+            if len(self._logits) < outputs:
+                self._logits = np.empty((outputs, self.engine.program.vocab), np.float32)
+            logits = self._logits[:outputs]
+        finite = self.engine.step([work for _, work in plan], logits)
+        at = 0
+        for (request, work), good in zip(plan, finite, strict=True):
+            request.ids = request.ids[len(work.ids) :]
+            mine = logits[at : at + work.outputs]
+            at += work.outputs
+            self._advance(request, mine, good)
+
+    def _advance(self, request: Request, logits: np.ndarray, finite: bool) -> None:
+        try:
+            if not finite:
+                raise NonFiniteError(NOT_FINITE)
+            done = len(logits) > 0 and request.accept(logits)
+        except BaseException as error:
+            self._retire(request, error)
+        else:
+            if done:
+                self._retire(request)
