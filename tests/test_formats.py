@@ -32,7 +32,9 @@ def random_weights(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((64, 1024)) * np.exp(rng.uniform(-30, 10, (64, 1)))
     rows[0], rows[1], rows[2], rows[3] = 0, -0.0, 3.5, -3.5
-    rows[4] = rng.integers(-127, 128, 1024) + 0.5
+    rows[4] = rng.integers(-127, 127, 1024) + 0.5  # ties, under a scale of 1
+    rows[4, 1::2] = np.nextafter(np.float32(0.5), np.float32(0))
+    rows[4, ::32] = 127
     rows[5, ::2] = 0
     rows[6] = 1e-45
     return rows.astype(np.float32)
@@ -67,6 +69,19 @@ def test_quantise_equals_ggml_to_the_bit(name: str) -> None:
     np.testing.assert_array_equal(format_.quantise(weights), expected.reshape(len(weights), -1))
 
 
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
+def test_any_float_is_rounded_as_in_ggml(name: str) -> None:
+    bits = np.random.default_rng(3).integers(0, 2**32, (64, 64), np.uint32)
+    bits[0] = (bits[0] & 0xFFFF0000) | 0x8000  # halfway between two BF16
+    bits[1] = (bits[1] & 0xFFFFE000) | 0x1000  # halfway between two F16
+    bits[2] |= 0x7F800000  # nan of every payload
+    bits[3] = 0x7F800001
+    bits[4] = 0xFFFFFFFF
+    with np.errstate(all="ignore"):
+        expected = quants.quantize(bits.view(np.float32), gguf.GGMLQuantizationType[name]).view(np.uint8)
+    np.testing.assert_array_equal(BY_NAME[name].quantise(bits.view(np.float32)), expected.reshape(64, -1))
+
+
 def test_q6_k_rounds_each_weight_to_the_nearest_step() -> None:
     format_ = BY_NAME["Q6_K"]
     weights = np.random.default_rng(1).standard_normal((32, 1024)).astype(np.float32)
@@ -93,6 +108,14 @@ def test_not_a_number_stays_visible(format_: Format) -> None:
     weights = np.zeros((1, 256), np.float32)
     weights[0, 7] = np.nan
     assert np.isnan(format_.dequantise(format_.quantise(weights))[0, 7])
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K"])
+def test_blocks_of_denormals_are_blocks_of_zeros(name: str) -> None:
+    tiny = np.linspace(0, 1e-40, 256, dtype=np.float32)  # 1 / scale is infinite
+    quantised = BY_NAME[name].quantise(tiny)
+    np.testing.assert_array_equal(quantised, BY_NAME[name].quantise(np.zeros_like(tiny)))
+    assert not BY_NAME[name].dequantise(quantised).any()
 
 
 @ALL

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import struct
 import threading
 import time
+from io import FileIO
 from pathlib import Path
 
 import ggufs
@@ -69,6 +71,18 @@ def test_every_kind_of_value(tmp_path: Path, version: int) -> None:
         assert file.size == file.path.stat().st_size == sum(file.sizes.values())
 
 
+def test_values_longer_than_the_window(tmp_path: Path) -> None:
+    numbers, letters = np.arange(100_000, dtype=np.float64), "né" * 300_000
+    tokens = ["a" * 262_136, "b" * 262_137, letters, "", "c"] + [f"token {i}" for i in range(100_000)]
+    bools = np.arange(300_000) % 3 == 0
+    metadata = {"n": numbers, "s": letters, "t": tokens, "b": bools, "end": 1}
+    write(tmp_path / "m.gguf", metadata, [("w", (1,), 0, np.ones(1, np.float32))])
+    with GGUF.open(tmp_path / "m.gguf") as file:
+        assert all(same(file.metadata[key], value) for key, value in metadata.items())
+        assert not any(file.metadata[key].flags.writeable for key in "nb")
+        assert file.read(file.tensors["w"]).tobytes() == np.ones(1, "<f4").tobytes()
+
+
 def test_tensors(tmp_path: Path) -> None:
     content = ggufs.small_file()
     with GGUF.open(put(tmp_path, content)) as file:
@@ -121,10 +135,20 @@ def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
         assert caught.value.where == "cube"
 
 
+class SlowSeek(FileIO):
+    """Lets other threads in between a seek and the read that follows."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        position = super().seek(offset, whence)
+        time.sleep(1e-5)
+        return position
+
+
 @pytest.mark.parametrize("positional", [True, False])
 def test_reads_from_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positional: bool) -> None:
     if not positional:
-        monkeypatch.delattr(os, "preadv")
+        monkeypatch.delattr(os, "preadv", raising=False)
+        monkeypatch.setattr("tinyslm.gguf.FileIO", SlowSeek)
     rows = np.arange(256 * 64, dtype=np.float32).reshape(256, 64)
     write(tmp_path / "m.gguf", {}, [("w", (64, 256), 0, rows)])
     wrong = []
@@ -309,6 +333,7 @@ def test_alignment(tmp_path: Path) -> None:
         ({"general.alignment": 48}, []),
         ({}, [("t", (3,), 0, np.zeros(2, np.float32))]),
         ({}, [("t", (3,), 0, np.zeros(4, np.float32))]),
+        ({}, [("t", (3,), 0, itertools.repeat(np.zeros(2, np.float32)))]),
         ({}, [("t", (33,), 2, np.zeros(18, np.uint8))]),
         ({}, [("t", (3,), 4, np.zeros(3, np.float32))]),
         ({}, [("t", (), 0, np.zeros(1, np.float32))]),

@@ -59,6 +59,8 @@ BROKEN: dict[str, tuple[bytes, str, str | None, int | None]] = {
     "array type": (gguf([key("a", ARRAY, array(13, [b"x"]))]), "unknown value type of an array", "a", 37),
     "array count": (gguf([key("a", ARRAY, struct.pack("<IQ", U32, HUGE))]), "too early", "a", 49),
     "string count": (gguf([key("a", ARRAY, struct.pack("<IQ", STRING, HUGE))]), "too early", "a", 49),
+    "one token too few": (gguf([key("a", ARRAY, struct.pack("<IQ", STRING, 3) + string("a") * 2)]), "24 more", "a", 49),
+    "one array too few": (gguf([key("a", ARRAY, struct.pack("<IQ", ARRAY, 3) + numbers(U8) * 2)]), "36 more", "a", 49),
     "array of arrays count": (gguf([key("a", ARRAY, struct.pack("<IQ", ARRAY, HUGE))]), "too early", "a", 49),
     "string length": (gguf([key("a", STRING, struct.pack("<Q", HUGE))]), "too early", "a", 45),
     "token length": (gguf([key("a", ARRAY, array(STRING, [struct.pack("<Q", HUGE)]))]), "too early", "a", 49),
@@ -101,6 +103,13 @@ def test_broken_files(tmp_path: Path, content: bytes, words: str, where: str | N
     assert words in str(error)
     assert where is None or error.where == where
     assert offset is None or error.offset == offset
+
+
+def test_eight_levels_of_arrays_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf([key("a", ARRAY, nested(8))]))
+    with GGUF.open(path) as file:
+        assert str(file.metadata["a"]).count("(") == 8  # seven tuples around one array
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -146,12 +155,12 @@ from tinyslm.errors import FileError
 def high_water():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-before, start = high_water(), time.perf_counter()
+before, start = high_water(), time.process_time()  # the machine may be busy
 try:
     GGUF.open(sys.argv[1]).close()
 except FileError:
     pass
-print(time.perf_counter() - start, (high_water() - before) * 1024)
+print(time.process_time() - start, (high_water() - before) * 1024)
 """
 
 
@@ -162,14 +171,9 @@ def test_costly_files_are_bounded(tmp_path: Path, make: Callable[[], bytes]) -> 
     path.write_bytes(make())
     size = path.stat().st_size
     run = [sys.executable, "-W", "ignore", "-c", MEASURE, str(path)]
-    results = []
-    for _ in range(3):  # the quickest, for the machine may be busy
-        seconds, memory = map(float, subprocess.run(run, check=True, capture_output=True, text=True).stdout.split())
-        results.append(seconds)
-        if seconds < 1:
-            break
+    seconds, memory = map(float, subprocess.run(run, check=True, capture_output=True, text=True).stdout.split())
     path.unlink()
-    assert min(results) < 1
+    assert seconds < 1
     assert memory < size + 100e6
 
 

@@ -32,7 +32,7 @@ SPARE_MEMORY = 64 << 20
 
 _CHUNK = 256 << 10
 # What a key and an array take in Python's objects, rounded up generously: the memory bounds the time as well.
-_KEY_COST, _ARRAY_COST = 256, 512
+_KEY_COST, _ARRAY_COST = 256, 1024
 
 
 class ValueType(enum.IntEnum):

@@ -188,7 +188,10 @@ def _write_data(file: BinaryIO, tensor: TensorData) -> None:
     for chunk in chunks:
         raw = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
         written += raw.size
-        if written <= tensor.nbytes:
-            file.write(raw.data)
+        if written > tensor.nbytes:
+            break
+        file.write(raw.data)
     if written != tensor.nbytes:
-        raise OptionError(f"{tensor.name!r}: its data has {written} bytes, its shape and type say {tensor.nbytes}")
+        raise OptionError(
+            f"{tensor.name!r}: its data has {written} bytes or more, its shape and type say {tensor.nbytes}"
+        )
