@@ -417,13 +417,12 @@ static int32_t keep_typical(const float *x, int32_t n, float p, const workspace 
     return n;
 }
 
-/* Keeps the most likely tokens until their probabilities reach p. */
+/* Keeps the most likely tokens, one at least, until their probabilities reach p, rounded down to a unit of weight. */
 static int32_t keep_top_p(int32_t n, float p, const workspace *w)
 {
     uint64_t total = weigh(w->key, n, 1.0, w->weight), low;
     uint64_t target = multiply_wide((uint64_t)((double)p * 18446744073709551616.0), total, &low);
-    target += low != 0 || target == 0;
-    return keep_from(w->key, n, cutoff(w->key, w->weight, n, target, w->member));
+    return keep_from(w->key, n, cutoff(w->key, w->weight, n, target + (target == 0), w->member));
 }
 
 /* Keeps the tokens at least p times as likely as the most likely one. */

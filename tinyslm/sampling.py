@@ -175,8 +175,7 @@ def _kept(x: Floats, params: Sampling) -> Ids:
         ids = _most_likely_first(x, _keep_typical(x, ids, float(typical_p)))
     if top_p < 1:
         weights = _weights(_below_most(x, ids))
-        target, rest = _share(float(top_p), weights)
-        ids = ids[: _needed(weights, max(target + (rest > 0), 1))]
+        ids = ids[: _needed(weights, max(_share(float(top_p), weights), 1))]
     if min_p > 0:
         ids = ids[_below_most(x, ids) >= natural_log(float(min_p))]
     return ids
@@ -196,8 +195,7 @@ def _keep_typical(x: Floats, ids: Ids, p: float) -> Ids:
     mean = float(int((weights * d).astype(np.uint64).sum())) / float(int(weights.sum()))
     distance = np.minimum(np.abs(d - mean), 1e30).astype(np.float32)
     order = np.lexsort((ids, distance))
-    target, _ = _share(p, weights)
-    return ids[order[: _needed(weights[order], target + 1)]]
+    return ids[order[: _needed(weights[order], _share(p, weights) + 1)]]
 
 
 def _draw(x: Floats, ids: Ids, params: Sampling, index: int) -> int:
@@ -215,9 +213,9 @@ def _below_most(x: Floats, ids: Ids) -> npt.NDArray[np.float64]:
     return kept - most
 
 
-def _share(p: float, weights: Weights) -> tuple[int, int]:
-    """p of the sum of weights: the integer part, and what is left over in units of 2^-64."""
-    return divmod(int(p * _WORD) * int(weights.sum()), _WORD)
+def _share(p: float, weights: Weights) -> int:
+    """p of the sum of weights, rounded down."""
+    return int(p * _WORD) * int(weights.sum()) // _WORD
 
 
 def _needed(weights: Weights, target: int) -> int:
