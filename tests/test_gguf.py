@@ -363,7 +363,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write("", {})
 
 
-# ---- speed
+# ---- speed (in processor time, for the machine may be busy)
 
 
 @pytest.mark.skipif(not REAL_FILES, reason="the real files are not here")
@@ -371,14 +371,14 @@ def test_a_large_vocabulary_reads_quickly() -> None:
     path = SHARED / "vocab" / "ggml-vocab-llama-bpe.gguf"  # 128k tokens, 280k merges
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         GGUF.open(path).close()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.5
 
 
 def test_opening_reads_the_header_only(tmp_path: Path) -> None:
     path = put(tmp_path, ggufs.gguf([], [ggufs.tensor("wide", (1 << 20, 1 << 12), 24, 0)], b"\0"))
-    start = time.perf_counter()
+    start = time.process_time()
     GGUF.open(_extended(path, 1 << 32)).close()
-    assert time.perf_counter() - start < 0.3
+    assert time.process_time() - start < 0.3
