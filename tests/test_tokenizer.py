@@ -357,10 +357,9 @@ def test_without_token_types() -> None:
 
 
 def cut(name: str, text: str) -> list[str]:
-    from tokenizers import Regex, pre_tokenizers
+    from tokenizers.pre_tokenizers import Sequence
 
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRETOKENIZERS[name].patterns]
-    return [word for word, _ in pre_tokenizers.Sequence(splits).pre_tokenize_str(text)]
+    return [word for word, _ in Sequence(bpe.cuts(PRETOKENIZERS[name])).pre_tokenize_str(text)]
 
 
 CUTS = [
@@ -418,6 +417,8 @@ def test_ignoring_merges() -> None:
     more = keys(tokens=[*words, "wet"], token_type=np.array([1] * 263 + [3, 3, 4, 4, 1], np.int32))
     assert load({**small_bpe("llama-bpe"), **more}).encode("wet", bos=False) == [len(words)]
     assert len(load({**small_bpe("qwen2"), **more}).encode("wet", bos=False)) == 3
+    hidden = keys(token_type=np.array([1] * 263 + [3, 3, 4, 4, 3], np.int32))  # a control token that looks like a word
+    assert len(load({**small_bpe("llama-bpe"), **more, **hidden}).encode("wet", bos=False)) == 3
 
 
 # Files that lie
@@ -454,8 +455,9 @@ def broken(**changes: object) -> list[Metadata]:
         (small_spm({"<0xZZ>": 6}), "tokens", "no byte"),
         (small_spm({"x": 7}), "token_type", "unknown token type"),
         (small_bpe(merges=None), "merges", "missing"),
-        *((small_bpe(merges=[bad]), "merges", "does not fit") for bad in ("ab", "", "a b c", "a b", "a  b")),
+        *((small_bpe(merges=[bad]), "merges", "does not fit") for bad in ("ab", "", "a b c", "a b", "a  b", "Ġlo w")),
         (small_bpe(merges=["a nowhere"]), "merges", "does not fit"),
+        (keys(model="gpt2", pre="gpt-2", tokens=list(bpe.BYTES), merges=["a b"]), "merges", "does not fit"),  # a panic
         (small_bpe(merges=["\udcff a"]), "merges", "not UTF-8"),
         (small_bpe() | keys(pre=7), "pre", "wrong type"),
     ],

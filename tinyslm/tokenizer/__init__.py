@@ -66,16 +66,14 @@ class Tokenizer:
             raise OptionError("bos=True, but this model has no BOS token")
         vocab = self._vocab
         ids = [self.bos] if self.bos is not None and (vocab.add_bos if bos is None else bos) else []
-        bare = True  # nothing, or a token, stands before: the place where a SentencePiece text gets its space
         for part in (self._special if special else self._user_defined).split(_SURROGATE.sub("\ufffd", text)):
             if isinstance(part, int):
                 ids.append(part)
-                bare = True
                 continue
             if vocab.squeeze_spaces:
                 part = re.sub(" +", " ", part).strip(" ")
-            ids += self._encode_text(" " + part if bare and vocab.add_space_prefix else part)
-            bare = False
+            # a part stands at the start or after a token: the places where a SentencePiece text gets its space
+            ids += self._encode_text(" " + part if vocab.add_space_prefix else part)
         if vocab.add_eos and bos is not False and self.eos is not None:
             ids.append(self.eos)
         return ids

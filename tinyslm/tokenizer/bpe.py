@@ -14,6 +14,7 @@ from .vocabulary import CONTROL, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import Split
 
 CHUNK = 1 << 18  # characters the library sees at once: it keeps about 160 bytes for each until it is done
 
@@ -87,16 +88,22 @@ def _model(vocab: Vocabulary, row: PreTokenizer) -> tuple[BPE, dict[str, int]]:
     return BPE(vocab=words, merges=checked, ignore_merges=row.ignore_merges), words
 
 
+def cuts(row: PreTokenizer) -> list[Split]:
+    """The library's form of a row's patterns, to be applied in order."""
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Split
+
+    return [Split(Regex(pattern), "isolated") for pattern in row.patterns]
+
+
 def encoder(vocab: Vocabulary, row: PreTokenizer) -> Callable[[str], list[int]]:
     """A function from plain text to ids, the text cut by `row`. Raises FileError where merges and tokens disagree."""
-    from tokenizers import Regex, Tokenizer, pre_tokenizers
+    from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence
 
     model, words = _model(vocab, row)
     library = Tokenizer(model)
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in row.patterns]
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    library.pre_tokenizer = Sequence([*cuts(row), ByteLevel(add_prefix_space=False, use_regex=False)])
     missing = frozenset(byte for char, byte in BYTES.items() if char not in words) - _NEVER_IN_UTF8
 
     def encode(text: str) -> list[int]:

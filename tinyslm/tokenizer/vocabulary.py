@@ -92,7 +92,7 @@ class _Keys:
             return None
         if isinstance(value, np.ndarray) and not value.size:
             return []  # an empty array's element type says nothing
-        if not isinstance(value, list) or not all(map(str.__instancecheck__, value)):
+        if not isinstance(value, list) or not set(map(type, value)) <= {str}:
             self.fail(key, "wrong type", "an array of strings", type(value).__name__)
         try:
             "\n".join(value).encode()
