@@ -457,7 +457,7 @@ def broken(**changes: object) -> list[Metadata]:
         (small_bpe(merges=None), "merges", "missing"),
         *((small_bpe(merges=[bad]), "merges", "does not fit") for bad in ("ab", "", "a b c", "a b", "a  b", "Ġlo w")),
         (small_bpe(merges=["a nowhere"]), "merges", "does not fit"),
-        (keys(model="gpt2", pre="gpt-2", tokens=list(bpe.BYTES), merges=["a b"]), "merges", "does not fit"),  # a panic
+        (keys(model="gpt2", pre="gpt-2", tokens=list(bpe.BYTES), merges=["Ġ Ċ"]), "merges", "does not fit"),  # a panic
         (small_bpe(merges=["\udcff a"]), "merges", "not UTF-8"),
         (small_bpe() | keys(pre=7), "pre", "wrong type"),
     ],
