@@ -1,7 +1,8 @@
 """The reference backend: each op in plain NumPy, one obvious function a kind. Slow, and the oracle of the others.
 
-Sums are made in float64 and rounded to float32 between ops; keys and values are rounded to float16 as they are stored,
-activations to int8 per block as they meet quantised weights.
+It is the executable specification of the arithmetic: every sum in the order that makes a token's logits the same bits
+on every machine (`arithmetic.py` has the parts). Keys and values are rounded to float16 as they are stored, activations
+to int8 per block as they meet quantised weights.
 """
 
 from __future__ import annotations
@@ -13,26 +14,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import CancelledError
+from ..formats import Integers
 from ..ops import Op, Program, Rows, Weight
+from .arithmetic import block_dots, exp_down, float_dots, fma32, lane_sum, norm_scale, round_activations, silu, turns
 from .base import ACTIVATION_BLOCK, PAGE, Batch, Weights
 
 Page = list[tuple[np.ndarray, np.ndarray]]
 SLICE = 1 << 22  # weights that are decoded at once
-TINY = np.float32(2.0**-100)
-
-
-def round_activations(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (m, k) rounded to int8 by blocks of `block`: codes −127 … 127 (m, k), scales (m, k / block), float32.
-
-    A block whose largest magnitude is below 2⁻¹⁰⁰ becomes zeros with scale 0. A block with a value that is no finite
-    number gets codes or a scale that are none.
-    """
-    blocks = np.asarray(x, np.float32).reshape(len(x), -1, block)
-    amax = np.abs(blocks).max(axis=2)
-    live = ~(amax < TINY)  # a nan is live
-    scale = np.where(live, amax / np.float32(127), np.float32(0))
-    inverse = np.divide(np.float32(127), amax, out=np.zeros_like(amax), where=live)
-    return np.rint(blocks * inverse[:, :, None]).reshape(x.shape), scale
+CACHED = 1 << 15  # results that are summed at once, so that they stay in the cache
+SEGMENT = 512  # positions over which one running softmax goes
 
 
 class Reference:
@@ -49,11 +39,11 @@ class Reference:
 
     def step(self, batch: Batch, logits: np.ndarray) -> np.ndarray:
         """See base.Backend."""
-        self._cancelled.clear()
         values: dict[int, np.ndarray] = {}
         bad = np.zeros(len(batch.ids), bool)
         for op in self.program.ops:
             if self._cancelled.is_set():
+                self._cancelled.clear()
                 raise CancelledError("the step was cancelled")
             out, broken = self._run(op, [values[v.index] for v in op.reads], batch)
             if op.kind == "logits":
@@ -103,12 +93,22 @@ class Reference:
             self._vectors[weight] = self.weights.floats(weight)
         return self._vectors[weight]
 
-    def rows(self, weight: Weight, rows: np.ndarray | slice) -> np.ndarray:
-        """Some rows of a matrix, float32 (rows, k). The matrix is kept as the file has it and decoded at each use."""
+    def blocks(self, weight: Weight, rows: np.ndarray | slice) -> np.ndarray:
+        """Some rows of a matrix, uint8 (rows, bytes): it is kept as the file has it and decoded at each use."""
         if weight not in self._blocks:
             self._blocks[weight] = self.weights.blocks(weight)
-        decoded: np.ndarray = self.weights.file.tensors[weight.name].format.dequantise(self._blocks[weight][rows])
+        return self._blocks[weight][rows]
+
+    def floats(self, weight: Weight, rows: np.ndarray | slice) -> np.ndarray:
+        """Some rows of a matrix, float32 (rows, k)."""
+        decoded: np.ndarray = self.weights.file.tensors[weight.name].format.dequantise(self.blocks(weight, rows))
         return decoded
+
+    def integers(self, weight: Weight, rows: slice) -> Integers:
+        """Some rows of a quantised matrix, taken apart."""
+        decode = self.weights.file.tensors[weight.name].format.integers
+        assert decode, weight
+        return decode(self.blocks(weight, rows))
 
 
 def of_rows(tokens: np.ndarray, batch: Batch, rows: Rows) -> np.ndarray:
@@ -118,39 +118,34 @@ def of_rows(tokens: np.ndarray, batch: Batch, rows: Rows) -> np.ndarray:
 
 def embed(self: Reference, op: Op, batch: Batch) -> np.ndarray:
     assert op.weight is not None
-    return self.rows(op.weight, batch.ids)
+    return self.floats(op.weight, batch.ids)
 
 
 def rmsnorm(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
     assert op.weight is not None
-    wide = x.astype(np.float64)
-    length: np.ndarray = np.sqrt((wide * wide).mean(axis=1, keepdims=True) + op.eps)
-    y: np.ndarray = wide / length * self.vector(op.weight)
+    y: np.ndarray = x * norm_scale(x, op.eps) * self.vector(op.weight)
     return y
 
 
 def matmul(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
     assert op.weight is not None
-    w, wide = op.weight, x.astype(np.float64)
+    w = op.weight
     block = ACTIVATION_BLOCK.get(self.weights.type_name(w)) if self.int8 else None
-    if block:
-        codes, scale = round_activations(x, block)
-        wide = codes * np.repeat(scale.astype(np.float64), block, axis=1)
-    y = np.empty((len(x), w.n))
-    part = max(1, SLICE // w.k)
+    rounded = round_activations(x, block) if block else None
+    y = np.empty((len(x), w.n), np.float32)
+    part = max(1, min(SLICE // w.k, CACHED // max(1, len(x))))
     for start in range(0, w.n, part):
-        y[:, start : start + part] = wide @ self.rows(w, slice(start, start + part)).astype(np.float64).T
+        some = slice(start, start + part)
+        y[:, some] = block_dots(*rounded, self.integers(w, some)) if rounded else float_dots(x, self.floats(w, some))
     return y if op.bias is None else y + self.vector(op.bias)
 
 
 def rope(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
     table = self.program.tables[op.table]
     half = len(table.frequency)
-    positions = of_rows(batch.positions, batch, op.reads[0].rows)
-    angle = positions[:, None, None].astype(np.float64) * np.array(table.frequency)
-    cos = (np.cos(angle) * table.magnitude).astype(np.float32)
-    sin = (np.sin(angle) * table.magnitude).astype(np.float32)
-    y = x.reshape(len(x), op.heads, op.dim).astype(np.float64)
+    cos, sin = turns(of_rows(batch.positions, batch, op.reads[0].rows), table.frequency, table.magnitude)
+    cos, sin = cos[:, None], sin[:, None]
+    y = x.reshape(len(x), op.heads, op.dim).copy()
     first, second = y[..., :half].copy(), y[..., half : 2 * half].copy()
     y[..., :half] = first * cos - second * sin
     y[..., half : 2 * half] = first * sin + second * cos
@@ -169,25 +164,90 @@ def store(self: Reference, op: Op, batch: Batch, k: np.ndarray, v: np.ndarray) -
 
 def attend(self: Reference, op: Op, batch: Batch, q: np.ndarray) -> np.ndarray:
     s = self.program.stores[op.store]
-    group = op.heads // s.kv_heads
     rows = op.reads[0].rows
     positions, sequences = of_rows(batch.positions, batch, rows), of_rows(batch.sequence, batch, rows)
-    scaled = (q * np.float32(op.scale)).astype(np.float64).reshape(len(q), s.kv_heads, group, s.dk)
-    y = np.empty((len(q), s.kv_heads, group, s.dv))
+    scaled = (q * np.float32(op.scale)).reshape(len(q), s.kv_heads, op.heads // s.kv_heads, s.dk)
+    y = np.empty((*scaled.shape[:3], s.dv), np.float32)
     for sequence in np.unique(sequences):
-        pages = batch.pages[sequence]
-        keys = np.concatenate([page[op.store][0] for page in pages], axis=1).astype(np.float64)
-        values = np.concatenate([page[op.store][1] for page in pages], axis=1).astype(np.float64)
-        for row in np.flatnonzero(sequences == sequence):
-            seen = positions[row] + 1
-            scores = scaled[row] @ keys[:, :seen].transpose(0, 2, 1)
-            share = np.exp(scores - scores.max(axis=2, keepdims=True))
-            y[row] = share / share.sum(axis=2, keepdims=True) @ values[:, :seen]
+        own = sequences == sequence
+        pages = [page[op.store] for page in batch.pages[sequence]]
+        y[own] = attend_sequence(scaled[own], positions[own], pages)
     return y.reshape(len(q), -1)
 
 
+def attend_sequence(q: np.ndarray, positions: np.ndarray, pages: Page) -> np.ndarray:
+    """Softmax-weighted values: (rows, kv heads, group, dv), from scaled queries (rows, kv heads, group, dk) of one
+    sequence at ascending positions.
+
+    Segments of 512 positions are summed by themselves and added in order, what was summed and the new sums each scaled
+    down to the greater of their maxima.
+    """
+    top, total, out = empty_sums(q, pages)
+    for start in range(0, positions[-1] + 1, SEGMENT):
+        row = np.searchsorted(positions, start)  # the first that sees so far
+        most, weight, mean = attend_segment(q[row:], positions[row:], pages, start)
+        new = np.maximum(top[row:], most)
+        kept, added = exp_down(difference(top[row:], new)), exp_down(difference(most, new))
+        top[row:] = new
+        total[row:] = total[row:] * kept + weight * added
+        out[row:] = fma32(mean, added, out[row:] * kept)
+    y: np.ndarray = out / total
+    return y
+
+
+def empty_sums(q: np.ndarray, pages: Page) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each query: the greatest score, the sum of weights, both (…, 1), and that of weighted values (…, dv)."""
+    sums = np.zeros((*q.shape[:3], 1 + pages[0][1].shape[2]), np.float32)
+    return np.full((*q.shape[:3], 1), -np.inf, np.float32), sums[..., :1], sums[..., 1:]
+
+
+def difference(x: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """x − most; 0 where they are the same, even if both are −∞."""
+    out: np.ndarray = np.where(x == most, np.float32(0), x - most)
+    return out
+
+
+def attend_segment(
+    q: np.ndarray, positions: np.ndarray, pages: Page, start: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sums over positions `start` … of a segment: a running softmax (Milakov and Gimelshein, arXiv:1805.02867) over
+    pages of 64, where a new maximum scales down what was summed before it."""
+    most, weight, out = empty_sums(q, pages)
+    for first in range(start, min(start + SEGMENT, positions[-1] + 1), PAGE):
+        row = np.searchsorted(positions, first)
+        keys, values = pages[first // PAGE]
+        seen = (first + np.arange(PAGE) <= positions[row:, None])[:, None, None]
+        scores = np.where(seen, page_scores(q[row:], keys.astype(np.float32)), np.float32(-np.inf))
+        new = np.maximum(most[row:], scores.max(axis=3, keepdims=True))
+        share = np.where(seen, exp_down(scores - new), np.float32(0))
+        kept = exp_down(difference(most[row:], new))
+        quarters = share.reshape(*share.shape[:3], 4, 16)
+        lanes = (quarters[..., 0, :] + quarters[..., 1, :]) + (quarters[..., 2, :] + quarters[..., 3, :])
+        most[row:] = new
+        weight[row:] = weight[row:] * kept + lane_sum(lanes)[..., None]
+        out[row:] = add_values(out[row:] * kept, share, seen, values.astype(np.float32))
+    return most, weight, out
+
+
+def page_scores(q: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Products of queries (rows, kv heads, group, dk) and keys (kv heads, 64, dk): (rows, kv heads, group, 64)."""
+    scores = np.zeros((*q.shape[:3], PAGE), np.float32)
+    for i in range(q.shape[3]):
+        scores = fma32(keys[:, None, :, i], q[..., i, None], scores)
+    return scores
+
+
+def add_values(out: np.ndarray, share: np.ndarray, seen: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`out` and, position by position, the values (kv heads, 64, dv) times their shares, where a row sees them."""
+    for i in range(PAGE):
+        if not seen[..., i].any():
+            break
+        out = np.where(seen[..., i, None], fma32(values[:, None, i], share[..., i, None], out), out)
+    return out
+
+
 def glu(self: Reference, op: Op, batch: Batch, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    y: np.ndarray = ACTIVATE[op.act](a.astype(np.float64)) * b
+    y: np.ndarray = ACTIVATE[op.act](a) * b
     return y
 
 
@@ -204,7 +264,7 @@ def logits(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
     return x
 
 
-ACTIVATE: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": lambda x: x / (1 + np.exp(-x))}
+ACTIVATE: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": silu}
 KINDS: dict[str, Callable[..., Any]] = {
     "embed": embed, "rmsnorm": rmsnorm, "matmul": matmul, "rope": rope, "store": store, "attend": attend,
     "glu": glu, "add": add, "select": select, "logits": logits,

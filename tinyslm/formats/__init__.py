@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from tinyslm.formats import float as float_
 from tinyslm.formats import k, legacy
-from tinyslm.formats.base import Format
+from tinyslm.formats.base import Format, Integers
 from tinyslm.formats.types import REMOVED, TYPE_IDS, TYPE_NAMES, TYPES, TypeSize
 
 FORMATS: dict[int, Format] = {descriptor.id: descriptor for kin in (float_, legacy, k) for descriptor in kin.FORMATS}
 BY_NAME: dict[str, Format] = {descriptor.name: descriptor for descriptor in FORMATS.values()}
 
-__all__ = ["BY_NAME", "FORMATS", "REMOVED", "TYPES", "TYPE_IDS", "TYPE_NAMES", "Format", "TypeSize"]
+__all__ = ["BY_NAME", "FORMATS", "REMOVED", "TYPES", "TYPE_IDS", "TYPE_NAMES", "Format", "Integers", "TypeSize"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,17 @@ Scalar = TypeVar("Scalar", np.uint8, np.float32)
 _SLICE = 65536
 
 
+class Integers(NamedTuple):
+    """Rows taken apart: weight = scale of its block · whole + minimum of its block."""
+
+    whole: F32
+    """(..., n * block): whole numbers."""
+    scale: F32
+    """(..., n)."""
+    minimum: F32 | None
+    """(..., n); None in a format without minima."""
+
+
 @dataclass(frozen=True)
 class Format:
     """One GGUF tensor type that the engine computes with; `block` weights take `bytes` bytes."""
@@ -32,10 +43,20 @@ class Format:
     """uint8 (..., n * bytes) to float32 (..., n * block). OptionError where dtype or length do not fit."""
     quantise: Callable[[F32], U8]
     """float32 (..., n * block) to uint8 (..., n * bytes). OptionError where dtype or length do not fit."""
+    integers: Callable[[U8], Integers] | None = None
+    """uint8 (..., n * bytes) to what products in integers are made of. OptionError as above. None: floats need none."""
 
 
-def block_format(name: str, from_blocks: Callable[[U8], F32], to_blocks: Callable[[F32], U8]) -> Format:
-    """A descriptor from two functions over blocks: (n, bytes) to (n, block) float32, and back."""
+def block_format(
+    name: str,
+    from_blocks: Callable[[U8], F32],
+    to_blocks: Callable[[F32], U8],
+    block_integers: Callable[[U8], Integers] | None = None,
+) -> Format:
+    """A descriptor from functions over blocks: (n, bytes) to (n, block) float32, and back, and to integers.
+
+    The scales and minima of `block_integers` are (n, 1).
+    """
     id_ = TYPE_IDS[name]
     block, size = TYPES[id_].block, TYPES[id_].bytes
 
@@ -57,7 +78,14 @@ def block_format(name: str, from_blocks: Callable[[U8], F32], to_blocks: Callabl
                 out[part] = to_blocks(blocks[part])
         return out.reshape(*rows.shape[:-1], rows.shape[-1] // block * size)
 
-    return Format(name, id_, block, size, dequantise, quantise)
+    def integers(rows: U8) -> Integers:
+        assert block_integers
+        whole, scale, minimum = block_integers(_blocks(rows, np.uint8, size, name))
+        shape = (*rows.shape[:-1], rows.shape[-1] // size)
+        least = None if minimum is None else minimum.reshape(shape)
+        return Integers(whole.reshape(*shape[:-1], shape[-1] * block), scale.reshape(shape), least)
+
+    return Format(name, id_, block, size, dequantise, quantise, integers if block_integers else None)
 
 
 def _blocks(rows: npt.NDArray[Scalar], kind: type[Scalar], length: int, name: str) -> npt.NDArray[Scalar]:

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyslm.formats.base import F32, U8, Format, block_format
+from tinyslm.formats.base import F32, U8, Format, Integers, block_format
 
 
-def _q6_k_from_blocks(blocks: U8) -> F32:
-    """Weight = d * scale of its 16 * (code - 32). Bytes: 128 of low nibbles, 64 of upper bit pairs, 16 scales, d.
+def _q6_k_parts(blocks: U8) -> tuple[F32, F32, F32]:
+    """Codes less 32 (n, 16, 16), the scales of their groups (n, 16, 1), and d (n, 1).
 
-    Each half of 128 weights is four runs of 32: the nibble bytes hold runs 0, 1 low and 2, 3 high, the pairs
-    of all four runs share a byte.
+    Bytes: 128 of low nibbles, 64 of upper bit pairs, 16 scales, d. Each half of 128 weights is four runs of 32: the
+    nibble bytes hold runs 0, 1 low and 2, 3 high, the pairs of all four runs share a byte.
     """
     n = len(blocks)
     low = blocks[:, :128].reshape(n, 2, 1, 64) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
     high = blocks[:, 128:192].reshape(n, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
     codes = (low & 15).reshape(n, 2, 4, 32) | ((high & 3) << 4)
-    scales = blocks[:, 192:208].view(np.int8).astype(np.float32)
+    scales = blocks[:, 192:208].view(np.int8).astype(np.float32)[:, :, None]
     d = np.ascontiguousarray(blocks[:, 208:]).view("<f2").astype(np.float32)
-    weights = (codes.view(np.int8) - np.int8(32)).astype(np.float32).reshape(n, 16, 16)
-    return ((d * scales)[:, :, None] * weights).reshape(n, 256)
+    return (codes.view(np.int8) - np.int8(32)).astype(np.float32).reshape(n, 16, 16), scales, d
+
+
+def _q6_k_from_blocks(blocks: U8) -> F32:
+    """Weight = d * scale of its 16 * (code - 32)."""
+    weights, scales, d = _q6_k_parts(blocks)
+    return (d[:, :, None] * scales * weights).reshape(-1, 256)
+
+
+def _q6_k_integers(blocks: U8) -> Integers:
+    """The small scales are integers too, so that a code times its scale is a whole number."""
+    weights, scales, d = _q6_k_parts(blocks)
+    return Integers((scales * weights).reshape(-1, 256), d, None)
 
 
 def _q6_k_to_blocks(blocks: F32) -> U8:
@@ -56,4 +67,4 @@ def _ratio(above: F32 | np.float32, below: F32) -> F32:
     return ratio
 
 
-FORMATS: tuple[Format, ...] = (block_format("Q6_K", _q6_k_from_blocks, _q6_k_to_blocks),)
+FORMATS: tuple[Format, ...] = (block_format("Q6_K", _q6_k_from_blocks, _q6_k_to_blocks, _q6_k_integers),)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from tinyslm.formats.base import F32, U8, Format, block_format
+from tinyslm.formats.base import F32, U8, Format, Integers, block_format
 
 
 def _scale(blocks: U8, at: int) -> F32:
@@ -49,12 +49,19 @@ def _codes(values: F32, top: int) -> U8:
     return np.clip(np.trunc(values), 0, top).astype(np.uint8)
 
 
-def _symmetric(bits: int) -> tuple[Callable[[U8], F32], Callable[[F32], U8]]:
+# Blocks to floats, floats to blocks, blocks to integers.
+Functions = tuple[Callable[[U8], F32], Callable[[F32], U8], Callable[[U8], Integers]]
+
+
+def _symmetric(bits: int) -> Functions:
     """Weight = scale * (code - half). The weight farthest from 0 gets code 0, so the scale bears its sign, turned."""
     half = np.float32(1 << (bits - 1))
 
     def from_blocks(blocks: U8) -> F32:
         return _scale(blocks, 0) * (_unpack(blocks, bits) - half)
+
+    def integers(blocks: U8) -> Integers:
+        return Integers(_unpack(blocks, bits) - half, _scale(blocks, 0), None)
 
     def to_blocks(blocks: F32) -> U8:
         farthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
@@ -62,15 +69,18 @@ def _symmetric(bits: int) -> tuple[Callable[[U8], F32], Callable[[F32], U8]]:
         codes = _codes(blocks * _inverse(scale) + (half + np.float32(0.5)), (1 << bits) - 1)
         return np.concatenate([_f16_bytes(scale), *_pack(codes, bits)], axis=1)
 
-    return from_blocks, to_blocks
+    return from_blocks, to_blocks, integers
 
 
-def _with_minimum(bits: int) -> tuple[Callable[[U8], F32], Callable[[F32], U8]]:
+def _with_minimum(bits: int) -> Functions:
     """Weight = scale * code + minimum."""
     top = (1 << bits) - 1
 
     def from_blocks(blocks: U8) -> F32:
         return _scale(blocks, 0) * _unpack(blocks, bits) + _scale(blocks, 2)
+
+    def integers(blocks: U8) -> Integers:
+        return Integers(_unpack(blocks, bits), _scale(blocks, 0), _scale(blocks, 2))
 
     def to_blocks(blocks: F32) -> U8:
         minimum = blocks.min(axis=1, keepdims=True)
@@ -78,7 +88,7 @@ def _with_minimum(bits: int) -> tuple[Callable[[U8], F32], Callable[[F32], U8]]:
         codes = _codes((blocks - minimum) * _inverse(scale) + np.float32(0.5), top)
         return np.concatenate([_f16_bytes(scale), _f16_bytes(minimum), *_pack(codes, bits)], axis=1)
 
-    return from_blocks, to_blocks
+    return from_blocks, to_blocks, integers
 
 
 def _round_away(values: F32) -> npt.NDArray[np.int8]:
@@ -91,6 +101,10 @@ def _q8_0_from_blocks(blocks: U8) -> F32:
     return blocks[:, 2:].view(np.int8).astype(np.float32) * _scale(blocks, 0)
 
 
+def _q8_0_integers(blocks: U8) -> Integers:
+    return Integers(blocks[:, 2:].view(np.int8).astype(np.float32), _scale(blocks, 0), None)
+
+
 def _q8_0_to_blocks(blocks: F32) -> U8:
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     return np.concatenate([_f16_bytes(scale), _round_away(blocks * _inverse(scale)).view(np.uint8)], axis=1)
@@ -101,5 +115,5 @@ FORMATS: tuple[Format, ...] = (
     block_format("Q4_1", *_with_minimum(4)),
     block_format("Q5_0", *_symmetric(5)),
     block_format("Q5_1", *_with_minimum(5)),
-    block_format("Q8_0", _q8_0_from_blocks, _q8_0_to_blocks),
+    block_format("Q8_0", _q8_0_from_blocks, _q8_0_to_blocks, _q8_0_integers),
 )
