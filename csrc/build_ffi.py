@@ -11,13 +11,11 @@ HERE = Path(__file__).resolve().parent
 SOURCES = ["cpu.c", "dispatch.c", "pack.c", "pool.c", "program.c", "sample.c", "turn.c"]
 FLAGS = ["-std=gnu11", "-O2", "-fno-fast-math", "-ffp-contract=off", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 
-SAMPLE = (HERE / "sample.h").read_text(encoding="utf-8").split("only plain declarations")[1].split("*/\n", 1)[1].rsplit("/*", 1)[0]
-
 ffi = FFI()
-ffi.cdef((HERE / "api.h").read_text(encoding="utf-8") + SAMPLE)
+ffi.cdef((HERE / "api.h").read_text(encoding="utf-8"))
 ffi.set_source(
     "tinyslm._native",
-    '#include <stddef.h>\n#include <stdint.h>\n#include "api.h"\n' + SAMPLE,
+    '#include <stddef.h>\n#include <stdint.h>\n#include "api.h"\n',
     sources=[f"csrc/{name}" for name in SOURCES] + sorted(f"csrc/isa/{f.name}" for f in (HERE / "isa").glob("*.c")),
     include_dirs=["csrc"],
     depends=[f"csrc/{f.relative_to(HERE).as_posix()}" for f in sorted(HERE.rglob("*.[hi]*")) if f.suffix in (".h", ".inc")],

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "engine.h"
+#include "fpstate.h"
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
 #endif
@@ -152,23 +153,6 @@ static void run_op(const walker *w, const slm_op *op) {
 
 /* ---- the step ---- */
 
-/* Round to nearest even, denormals kept: the arithmetic of every machine. Gives back what was set before. */
-static uint64_t float_state(uint64_t set, int restore) {
-#if defined(__x86_64__)
-  uint32_t before = __builtin_ia32_stmxcsr();
-  __builtin_ia32_ldmxcsr(restore ? (uint32_t)set : 0x1f80);
-  return before;
-#elif defined(__aarch64__)
-  uint64_t before, now = restore ? set : 0;
-  __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-  __asm__ volatile("msr fpcr, %0" : : "r"(now));
-  return before;
-#else
-  (void)restore;
-  return set;
-#endif
-}
-
 static void turn_rows(const walker *w) {
   const slm_program *p = &w->e->program;
   const int32_t rows = w->e->batch->n_tokens, stop = cut(rows, 1, w->thread + 1, w->e->threads);
@@ -185,7 +169,7 @@ static void walk(void *state, int32_t thread) {
   uint8_t *scratch = e->memory + e->program.workspace + thread * e->scratch;
   walker w = {e, {&e->program, e->batch, e->memory, scratch, (float *)(scratch + e->program.scratch), e->turn, e->turn_at,
                   e->batch->n_tokens <= SLM_NARROW}, thread};
-  const uint64_t before = float_state(0, 0);
+  const slm_fpstate before = slm_fpstate_enter();
   turn_rows(&w);
   slm_pool_barrier(e->pool);
   for (int32_t i = 0; i < e->program.n_ops; i++) {
@@ -193,7 +177,7 @@ static void walk(void *state, int32_t thread) {
     if (op->barrier & (w.ctx.narrow ? 1 : 2)) slm_pool_barrier(e->pool);
     if (!stopped(&w)) run_op(&w, op);
   }
-  float_state(before, 1);
+  slm_fpstate_leave(before);
 }
 
 /* Rows that attend together: neighbours of one sequence. */
@@ -239,6 +223,7 @@ int32_t slm_step(slm_engine *e, const slm_batch *batch) {
 
 /* ---- making and freeing ---- */
 
+#if !defined(SLM_REPLAY) /* the replay driver brings memory of its own, filled with NaN */
 void *slm_alloc(int64_t bytes) {
   if (bytes <= 0) return NULL;
 #if defined(__unix__) || defined(__APPLE__)
@@ -262,6 +247,7 @@ void slm_free(void *memory, int64_t bytes) {
   free(memory);
 #endif
 }
+#endif
 
 static int64_t up64(int64_t n) { return (n + 63) / 64 * 64; }
 

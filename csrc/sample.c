@@ -16,14 +16,12 @@
 #pragma GCC optimize("no-trapping-math")
 #endif
 
-#include "sample.h"
-
 #include <math.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <string.h>
-
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
+#include "api.h"
+#include "fpstate.h"
 
 enum { BLOCK = 128, MAX_VOCAB = 1 << 22, WEIGHT_BITS = 40, BUCKETS = 256 };
 
@@ -465,33 +463,6 @@ static void report_top(const float *x, int32_t n, double log_sum, int32_t n_top,
     }
 }
 
-/* ---- the caller's floating-point state: rounding to nearest, no flush to zero, while we compute ---- */
-
-#if defined(__x86_64__)
-typedef unsigned int float_state;
-static float_state enter_float_state(void)
-{
-    float_state old = _mm_getcsr();
-    _mm_setcsr(0x1f80); /* all exceptions masked */
-    return old;
-}
-static void leave_float_state(float_state old) { _mm_setcsr((_mm_getcsr() & 0x3f) | old); }
-#elif defined(__aarch64__)
-typedef uint64_t float_state;
-static float_state enter_float_state(void)
-{
-    float_state old;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(old));
-    __asm__ volatile("msr fpcr, %0" : : "r"((float_state)0) : "memory");
-    return old;
-}
-static void leave_float_state(float_state old) { __asm__ volatile("msr fpcr, %0" : : "r"(old) : "memory"); }
-#else
-typedef int float_state;
-static float_state enter_float_state(void) { return 0; }
-static void leave_float_state(float_state old) { (void)old; }
-#endif
-
 /* Kept out of line, so that no arithmetic moves across the change of floating-point state. */
 __attribute__((noinline)) static int32_t
 sample_checked(const float *logits, int32_t n, const slm_sampler *s, uint64_t index, const int32_t *recent,
@@ -535,7 +506,7 @@ int32_t slm_sample(const float *logits, int32_t n_vocab, const slm_sampler *s, u
                    int32_t n_recent, const int32_t *bias_ids, const float *bias, int32_t n_bias, const uint32_t *mask,
                    float *logprob, int32_t n_top, int32_t *top_ids, float *top_logprobs, void *scratch)
 {
-    float_state state = enter_float_state();
+    slm_fpstate state = slm_fpstate_enter();
     int32_t token = SLM_E_ARGUMENT;
     if (arguments_hold(logits, n_vocab, s, recent, n_recent, bias_ids, bias, n_bias, n_top, top_ids, top_logprobs,
                        scratch)) {
@@ -543,6 +514,6 @@ int32_t slm_sample(const float *logits, int32_t n_vocab, const slm_sampler *s, u
         token = sample_checked(logits, n_vocab, s, index, recent, n_recent, bias_ids, bias, n_bias, mask, logprob,
                                n_top, top_ids, top_logprobs, &w);
     }
-    leave_float_state(state);
+    slm_fpstate_leave(state);
     return token;
 }

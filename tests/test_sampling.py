@@ -35,8 +35,7 @@ def native_library(folder: Path, *flags: str) -> tuple[Any, Any]:
     command = [compiler, "-ffp-contract=off", "-fPIC", "-shared", *flags, str(CSRC / "sample.c"), "-o", str(target)]
     subprocess.run(command, check=True, timeout=60)
     ffi = cffi.FFI()
-    header = (CSRC / "sample.h").read_text()
-    ffi.cdef(header.split("Below this line", 1)[1].split("*/", 1)[1].rsplit("/* Above this line", 1)[0])
+    ffi.cdef((CSRC / "api.h").read_text())
     return ffi, ffi.dlopen(str(target))
 
 
