@@ -21,18 +21,18 @@ from .errors import (
 __version__ = "0.1.0"
 __all__ = [
     "BackendError", "CancelledError", "ClosedError", "FileError", "Model", "NonFiniteError", "OptionError", "Piece",
-    "PromptTooLongError", "TinySLMError", "UnsupportedError", "load",
+    "PromptTooLongError", "Stream", "TinySLMError", "UnsupportedError", "load",
 ]  # fmt: skip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .model import Model, load
+    from .model import Model, Stream, load
     from .scheduler import Piece
 
 
 def __getattr__(name: str) -> object:
     """Names that need NumPy come when first used, so that importing the package is quick."""
-    if name in ("Model", "load"):
+    if name in ("Model", "Stream", "load"):
         from . import model
 
         return getattr(model, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +50,34 @@ def load(
     return Model(path, threads=threads, context=context, backend=backend, chunk=chunk, progress=progress)
 
 
+class Stream:
+    """The pieces of one answer, as an iterator. prompt_tokens: ids of the prompt; seed: what the draws are made with."""
+
+    def __init__(self, request: GenerateRequest, pieces: Generator[Piece, None, None]) -> None:
+        self._request, self._pieces = request, pieces
+        self.prompt_tokens, self.seed = len(request.ids), request.sampler.seed
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    @property
+    def drawn(self) -> int:
+        """Tokens drawn so far, an end token among them."""
+        return self._request.drawn
+
+    @property
+    def finish(self) -> str:
+        """Why it ended: "end" (token), "stop" (text), "length" (max_tokens), "context" (full); empty while it runs."""
+        return self._request.finish
+
+    def close(self) -> None:
+        """Cancel what is left."""
+        self._pieces.close()
+
+
 class Model:
     """A loaded model. Any number of threads may use it; what they ask for at the same time runs together."""
 
@@ -83,7 +111,11 @@ class Model:
                 except BaseException:
                     made.close()
                     raise
+            # a step over one token reads every weight once, but of the embedding one row
+            read = {w.name for op in program.ops if op.kind != "embed" for w in (op.weight, op.bias) if w}
+            self.step_bytes = sum(file.tensors[name].nbytes for name in read)
         self.page_bytes = made.page_bytes
+        self.isa: str | None = getattr(made, "isa", None)
         self._scheduler = Scheduler(Engine(program, made), chunk)
         _LIVE.add(self)
 
@@ -121,14 +153,15 @@ class Model:
             raise
         return texts[0] if isinstance(prompt, str) else texts
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[Piece]:
+    def stream(self, prompt: str, **options: Any) -> Stream:
         """The pieces of the text as they come: piece.text, piece.token, piece.logprob. Options as for generate.
 
-        Closing the iterator, or leaving its loop, cancels the request.
+        Closing the stream, or leaving its loop, cancels the request.
         """
-        return self._pieces(self._request(prompt, 0, True, **options))
+        request = self._request(prompt, 0, True, **options)
+        return Stream(request, self._pieces(request))
 
-    def _pieces(self, request: GenerateRequest) -> Iterator[Piece]:
+    def _pieces(self, request: GenerateRequest) -> Generator[Piece, None, None]:
         done = False
         try:
             self._scheduler.submit(request)
@@ -199,7 +232,9 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -17,7 +17,8 @@ class Sampler:
     """The draw for one request: its parameters with the seed fixed. One thread at a time."""
 
     def __init__(self, params: Sampling, vocab: int) -> None:
-        self.params = replace(params, seed=params.resolved_seed())
+        self.seed = params.resolved_seed()
+        self.params = replace(params, seed=self.seed)
         for token in self.params.logit_bias or {}:
             if token >= vocab:
                 raise OptionError(f"logit_bias: token id {token} is outside the vocabulary of {vocab}")
