@@ -61,7 +61,7 @@ def layout(program: Program) -> tuple[list[int], int]:
 
 
 class Arena:
-    """The weights of a program in one piece of memory: matrices as the file has them where kernels read that, else F32."""
+    """The weights of a program in one piece of memory: as the file has them where kernels read that, else as F32."""
 
     def __init__(self, program: Program, weights: Weights) -> None:
         self.form = {w: weights.type_name(w) for w in program.weights()}
@@ -200,15 +200,16 @@ class Numba:
                 self._work[op.reads[0].rows] += op.weight.n * op.weight.k
         self._map, self._control = np.zeros(t.MAP, np.int64), np.zeros(t.CONTROL_WORDS, np.int64)
         self._scratch = np.empty((self.threads, self._scratch_floats()), np.float32)
-        self._map[[t.PAGE, t.HALF_BLOCK, t.TRIG_WIDTH]] = PAGE, 16, encoder.trig_width
+        self._map[[t.PAGE, t.TRIG_WIDTH]] = PAGE, encoder.trig_width
         self._map[[t.SCRATCH_BYTES, t.SCRATCH]] = 4 * self._scratch.shape[1], address(self._scratch)
         self._map[[t.WEIGHTS, t.REALS]] = self._arena.address, address(self._reals)
         self._map[t.CONTROL] = address(self._control)
         self._room = 0
         self._grow(1)
         # What a helper that wakes late may still look at is held by its function, not by the backend alone.
-        ops, m, control, count = self._ops, self._map, self._control, self.threads
-        self._helpers = Helpers(lambda thread: (WALK(ops, m, thread, count), control), count - 1)
+        ops, m, control = self._ops, self._map, self._control
+        self._run = run = address(ops), len(ops), address(m)
+        self._helpers = Helpers(lambda thread: (WALK(*run, thread), ops, m, control), self.threads - 1)
         self._end = weakref.finalize(self, self._helpers.stop)
 
     def _scratch_floats(self) -> int:
@@ -255,10 +256,9 @@ class Numba:
         m[t.PAGES], m[t.FIRST] = address(pages), address(first)
         control[t.CANCEL // 8], control[t.TICKET // 8] = 0, t.IDLE
         work = tokens * self._work["token"] + outputs * self._work["output"]
-        threads = self.threads if work >= PARALLEL else 1
-        if threads > 1:
+        if work >= PARALLEL:
             self._helpers.wake()
-        if WALK(self._ops, m, 0, threads):
+        if WALK(*self._run, 0):
             raise CancelledError("the step was cancelled")
         return bad
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .numba_formats import dot, weight
+from .numba_formats import F16, F32, TOGETHER, one, together, weight
 from .numba_memory import (
     add_one,
     cached,
@@ -26,12 +26,14 @@ from .numba_memory import (
     i64,
     inner,
     load,
+    longs,
     put,
     summing,
     to_half,
     u8,
     u16,
     u32,
+    yield_now,
 )  # fmt: skip
 
 # Columns of the op table.
@@ -53,12 +55,14 @@ KINDS = (
 )
 EMBED, RMSNORM, MATMUL, ROPE, STORE, ATTEND, GLU, ADD, SELECT, LOGITS, QUANTISE, ANGLES = range(len(KINDS))
 # Entries of the memory map: sizes, then addresses.
-TOKENS, OUTPUTS, PAGE, HALF_BLOCK, TRIG_WIDTH, SCRATCH_BYTES = range(6)
-WORK, WEIGHTS, REALS, TRIGS, CODES, SCALES, SUMS, SCRATCH = range(6, 14)
-IDS, POSITIONS, SEQUENCE, WANTED, FIRST, PAGES, RESULT, BAD, CONTROL, MAP = range(14, 24)
+TOKENS, OUTPUTS, PAGE, TRIG_WIDTH, SCRATCH_BYTES = range(5)
+WORK, WEIGHTS, REALS, TRIGS, CODES, SCALES, SUMS, SCRATCH = range(5, 13)
+IDS, POSITIONS, SEQUENCE, WANTED, FIRST, PAGES, RESULT, BAD, CONTROL, MAP = range(13, 23)
 # Bytes of the control words, each in a cache line of its own: the cancel flag, the job's next item, items done.
 CANCEL, TICKET, DONE, CONTROL_WORDS = 0, 64, 128, 24
+ITEM = (1 << 32) - 1  # the part of a ticket that is the item; the rest is the op
 IDLE, OVER = 1 << 30, 1 << 62  # the ticket before the first op is handed out, and when the step is over
+SPINS = 1000  # looks at the ticket, some nanoseconds each, before a thread that waits gives way
 ROWS, CHUNK, TILE = 4, 32, 32  # rows in an item of a row-wise op; weight rows in one of a matmul; tokens between
 
 
@@ -83,23 +87,68 @@ def value(m, offset, width, row):
     return m[WORK] + 4 * (offset * m[TOKENS] + row * width)
 
 
+@summing
+def dot(form, at, x_at, k):
+    """A row of float weights times a row of activations."""
+    x, s = f32(x_at, k), np.float32(0)
+    if form == F32:
+        w = f32(at, k)
+        for i in range(k):
+            s += w[i] * x[i]
+    elif form == F16:
+        bits = u16(at, k)
+        for i in range(k):
+            s += half(bits[i]) * x[i]
+    else:
+        bits = u16(at, k)
+        for i in range(k):
+            s += float_of(np.uint32(np.uint32(bits[i]) << np.uint32(16))) * x[i]
+    return s
+
+
+@inner
+def products(m, op, n, start, end):
+    """Row n of the weights times the activations of rows start to end."""
+    k, form, apart, y_at = op[IN_WIDTH], op[FORMAT], 4 * op[WIDTH], value(m, op[OUT], op[WIDTH], start) + 4 * n
+    at, blocks = m[WEIGHTS] + op[WEIGHT] + n * op[STRIDE], k // op[BLOCK]
+    if op[BLOCK] == 1:
+        x_at = value(m, op[IN], k, start)
+        for row in range(end - start):
+            f32(y_at + apart * row, 1)[0] = dot(form, at, x_at + 4 * k * row, k)
+        return
+    x_at, scale_at, total_at = m[CODES] + 2 * start * k, m[SCALES] + 4 * start * blocks, m[SUMS] + 4 * start * blocks
+    row, rows = 0, end - start
+    while row < rows:
+        many = row + TOGETHER <= rows
+        x, scale, total, y = (
+            x_at + 2 * row * k,
+            scale_at + 4 * row * blocks,
+            total_at + 4 * row * blocks,
+            y_at + apart * row,
+        )
+        if many:
+            together(form, at, x, scale, total, y, blocks, apart)
+        else:
+            one(form, at, x, scale, total, y, blocks)
+        row += TOGETHER if many else 1
+
+
 @inner
 def matmul(m, op, item):
-    first, k, form = item * CHUNK, op[IN_WIDTH], op[FORMAT]
-    last = min(first + CHUNK, op[WIDTH])
+    first, width = item * CHUNK, op[WIDTH]
+    last = min(first + CHUNK, width)
     rows = m[OUTPUTS] if op[OUTPUT_ROWS] else m[TOKENS]
-    blocks = k // op[BLOCK]
     for start in range(0, rows, TILE):
         end = min(start + TILE, rows)
         for n in range(first, last):
-            bias = f32(m[WEIGHTS] + op[BIAS], op[WIDTH])[n] if op[BIAS] >= 0 else np.float32(0)
-            for row in range(start, end):
-                y = dot(form, m[WEIGHTS] + op[WEIGHT] + n * op[STRIDE], value(m, op[IN], k, row),
-                        m[CODES] + 2 * row * k, m[SCALES] + 4 * row * blocks, m[SUMS] + 4 * row * blocks,
-                        k, m[HALF_BLOCK])  # fmt: skip
-                f32(value(m, op[OUT], op[WIDTH], row) + 4 * n, 1)[0] = y + bias
+            products(m, op, n, start, end)
         for row in range(start, end):
-            check(m, token_of(m, op, row), value(m, op[OUT], op[WIDTH], row) + 4 * first, last - first)
+            y_at = value(m, op[OUT], width, row) + 4 * first
+            if op[BIAS] >= 0:
+                y, bias = f32(y_at, last - first), f32(m[WEIGHTS] + op[BIAS] + 4 * first, last - first)
+                for n in range(last - first):
+                    y[n] += bias[n]
+            check(m, token_of(m, op, row), y_at, last - first)
 
 
 @inner
@@ -358,71 +407,48 @@ def run(m, op, item, thread):
 
 
 @inner
-def lead(ops, m, threads):
-    """Walk the ops; with helpers, hand out the items of each op and wait for the last. True when cancelled."""
-    control = m[CONTROL]
-    for i in range(len(ops)):
-        op, count = ops[i], items(m, ops[i])
-        if threads == 1 or count < 2:
-            for item in range(count):
-                if load(control + CANCEL):
-                    return True
-                run(m, op, item, 0)
-            continue
-        put(control + DONE, 0)
-        put(control + TICKET, i << 32)
-        while True:
-            item = add_one(control + TICKET) - (i << 32)
-            if item >= count:
-                break
-            if not load(control + CANCEL):
-                run(m, op, item, 0)
-            add_one(control + DONE)
-        while load(control + DONE) < count:
-            pass
-        if load(control + CANCEL):
-            return True
-    return False
+def row_of(table, ticket):
+    """The op that a ticket is for."""
+    return longs(table + (ticket >> 32) * (8 * COLUMNS), COLUMNS)
 
 
-@inner
-def help_out(ops, m, thread):
-    """Take items of whatever op is being handed out until the step is over."""
-    control = m[CONTROL]
-    while True:
-        ticket = load(control + TICKET)
-        if ticket >= OVER:
-            return
-        if (ticket & 0xFFFFFFFF) >= items(m, ops[ticket >> 32]):
-            continue
-        ticket = add_one(control + TICKET)  # maybe of a later op than the one just seen
-        if ticket >= OVER:
-            return
-        op, item = ops[ticket >> 32], ticket & 0xFFFFFFFF
-        if item < items(m, op):
-            if not load(control + CANCEL):
-                run(m, op, item, thread)
-            add_one(control + DONE)
-
-
-def compile_walk(stamp: int) -> Callable[[np.ndarray, np.ndarray, int, int], bool]:
+def compile_walk(stamp: int) -> Callable[[int, int, int, int], bool]:
     """The function that runs a step.
 
     numba's cache looks at the time of this file alone; `stamp`, which stands for the files that it imports, becomes
     part of the cache's key by being a variable of the closure.
     """
 
-    def walk(ops, m, thread, threads):
-        """Thread 0 leads a step over the table `ops`, int64 (ops, COLUMNS), and the map `m`, int64 (MAP,); others help.
+    def walk(table, count, memory_map, thread):
+        """Take items of the op that is handed out until the step is over; thread 0 hands out the next when all are done.
 
-        True if the step was cancelled.
+        `table` and `memory_map` are the addresses of int64 (count, COLUMNS) and (MAP,). True if the step was cancelled.
         """
-        if thread:
-            help_out(ops, m, thread)
-            return stamp < 0
-        cancelled = lead(ops, m, threads)
-        put(m[CONTROL] + TICKET, OVER)
-        return cancelled
+        m = longs(memory_map, MAP)
+        control, waited = m[CONTROL], 0
+        if thread == 0:
+            put(control + DONE, 0)
+            put(control + TICKET, 0)
+        while True:
+            ticket = load(control + TICKET)
+            if ticket >= OVER:
+                return load(control + CANCEL) != 0 or stamp < 0
+            if (ticket & ITEM) < items(m, row_of(table, ticket)):
+                waited = 0
+                ticket = add_one(control + TICKET)  # maybe of a later op than the one just seen
+                if ticket < OVER and (ticket & ITEM) < items(m, row_of(table, ticket)):
+                    if load(control + CANCEL) == 0:
+                        run(m, row_of(table, ticket), ticket & ITEM, thread)
+                    add_one(control + DONE)
+            elif thread == 0 and load(control + DONE) >= items(m, row_of(table, ticket)):
+                put(control + DONE, 0)
+                following = (ticket >> 32) + 1
+                over = following == count or load(control + CANCEL) != 0
+                put(control + TICKET, OVER if over else following << 32)
+            else:
+                waited += 1
+                if waited > SPINS:  # the thread that is waited for may be off the processor
+                    yield_now()
 
-    compiled: Callable[[np.ndarray, np.ndarray, int, int], bool] = cached(walk)
+    compiled: Callable[[int, int, int, int], bool] = cached(walk)
     return compiled

@@ -7,6 +7,7 @@ Memory is named by addresses, so that a step passes two small tables and no refe
 # numba types what it compiles, and calls an intrinsic with another signature than it is defined with.
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,10 @@ def add_one(typing: Any, address: Any) -> Any:
     return types.int64(types.int64), emit
 
 
+# Lets another thread have the processor, through the C library of the process.
+yield_now = types.ExternalFunction("sched_yield" if os.name == "posix" else "SwitchToThread", types.int32())
+
+
 @inner
 def f32(address, n):
     return nb.carray(pointer(address), n, np.float32)
@@ -131,8 +136,13 @@ def u32(address, n):
 
 
 @inner
+def longs(address, n):
+    return nb.carray(pointer(address), n, np.int64)
+
+
+@inner
 def i64(address, i):
-    return nb.carray(pointer(address + 8 * i), 1, np.int64)[0]
+    return longs(address + 8 * i, 1)[0]
 
 
 @inner
