@@ -51,7 +51,7 @@ def load(
 
 
 class Stream:
-    """The pieces of one answer, as an iterator. prompt_tokens: ids of the prompt; seed: what the draws are made with."""
+    """The pieces of one answer, as an iterator. prompt_tokens: ids of the prompt; seed: of its draws."""
 
     def __init__(self, request: GenerateRequest, pieces: Generator[Piece, None, None]) -> None:
         self._request, self._pieces = request, pieces

@@ -182,7 +182,8 @@ def _stats(report: dict[str, Any], model: Model, drawn: int) -> str:
     if speed := report["generation_tokens_per_second"]:
         lines.append(
             f"generation  {report['generation_seconds']:.3f} s, {drawn - 1} tokens after the first, "
-            f"{speed:.1f} tokens/s, {speed * model.step_bytes / 1e9:.2f} GB/s ({size(model.step_bytes)} of weights a token)"
+            f"{speed:.1f} tokens/s, {speed * model.step_bytes / 1e9:.2f} GB/s "
+            f"({size(model.step_bytes)} of weights a token)"
         )
     if peak := report["peak_memory_bytes"]:
         lines.append(f"memory      {size(peak)} at the peak")
