@@ -1,30 +1,48 @@
-"""Builds the C core where there is a compiler; without one the install goes on, and the numba backend runs."""
+"""Builds the C core where there is a compiler; without one the install goes on, and the numba backend runs.
 
+TINYSLM_STRICT=1, for work on the core: warnings are errors, and a core that does not build is an error.
+"""
+
+import os
 import sys
-from distutils.errors import CCompilerError, DistutilsError
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+STRICT = os.environ.get("TINYSLM_STRICT") == "1"
+NOT_BUILT = """\
+tinyslm: the C core was not built ({error}).
+tinyslm will run on numba, several times slower. To get the fast one, install a C compiler and Python's headers, then
+install again with pip's options --no-cache-dir --force-reinstall (pip would take the wheel that it has made just now).\
+"""
 
 
 class BuildIfPossible(build_ext):
     """A missing or unfit compiler costs speed, not the install."""
 
+    missing = False
+
     def build_extension(self, ext):
+        if STRICT:
+            ext.extra_compile_args += ["-Wall", "-Wextra", "-Werror"]
         try:
             super().build_extension(ext)
-        except (CCompilerError, DistutilsError, OSError) as error:
-            print(
-                f"tinyslm: the C core was not built ({error}). tinyslm will run on numba, several times slower. To get "
-                "the fast one, install a C compiler and run: "
-                "pip install --no-cache-dir --force-reinstall tinyslm",
-                file=sys.stderr,
-            )
+        except (BaseError, CCompilerError, OSError) as error:
+            if STRICT:
+                raise
+            print(NOT_BUILT.format(error=error), file=sys.stderr)
             self.missing = True
 
     def copy_extensions_to_source(self):
-        if not getattr(self, "missing", False):
+        if not self.missing:
             super().copy_extensions_to_source()
+
+    def get_outputs(self):
+        return [] if self.missing else super().get_outputs()
+
+    def get_output_mapping(self):
+        return {} if self.missing else super().get_output_mapping()
 
 
 setup(
