@@ -172,7 +172,7 @@ def attend(self: Reference, op: Op, batch: Batch, q: np.ndarray) -> np.ndarray:
         own = sequences == sequence
         pages = [page[op.store] for page in batch.pages[sequence]]
         y[own] = attend_sequence(scaled[own], positions[own], pages)
-    return y.reshape(len(q), -1)
+    return y.reshape(len(q), op.heads * s.dv)
 
 
 def attend_sequence(q: np.ndarray, positions: np.ndarray, pages: Page) -> np.ndarray:
