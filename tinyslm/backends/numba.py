@@ -254,11 +254,12 @@ class Numba:
         m, control = self._map, self._control
         m[t.TOKENS], m[t.OUTPUTS], m[t.BAD], m[t.RESULT] = tokens, outputs, address(bad), address(logits)
         m[t.PAGES], m[t.FIRST] = address(pages), address(first)
-        control[t.CANCEL // 8], control[t.TICKET // 8] = 0, t.IDLE
+        control[t.TICKET // 8] = t.IDLE
         work = tokens * self._work["token"] + outputs * self._work["output"]
         if work >= PARALLEL:
             self._helpers.wake()
         if WALK(*self._run, 0):
+            control[t.CANCEL // 8] = 0
             raise CancelledError("the step was cancelled")
         return bad
 

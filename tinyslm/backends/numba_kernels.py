@@ -420,7 +420,7 @@ def compile_walk(stamp: int) -> Callable[[int, int, int, int], bool]:
     """
 
     def walk(table, count, memory_map, thread):
-        """Take items of the op that is handed out until the step is over; thread 0 hands out the next when all are done.
+        """Take items of the op handed out until the step is over; thread 0 hands out the next when all are done.
 
         `table` and `memory_map` are the addresses of int64 (count, COLUMNS) and (MAP,). True if the step was cancelled.
         """
