@@ -12,8 +12,8 @@ enum slm_error {
 
 /* Types of tensors, by the numbers of GGUF. */
 enum slm_type {
-  SLM_F32 = 0, SLM_F16 = 1, SLM_Q4_0 = 2, SLM_Q4_1 = 3, SLM_Q5_0 = 6, SLM_Q5_1 = 7, SLM_Q8_0 = 8, SLM_Q6_K = 14,
-  SLM_BF16 = 30
+  SLM_F32 = 0, SLM_F16 = 1, SLM_Q4_0 = 2, SLM_Q4_1 = 3, SLM_Q5_0 = 6, SLM_Q5_1 = 7, SLM_Q8_0 = 8,
+  SLM_Q4_K = 12, SLM_Q5_K = 13, SLM_Q6_K = 14,  SLM_BF16 = 30
 };
 
 /* Lowered operations. Rows are those of the step: its tokens, or (output = 1) the tokens whose logits are wanted. */

@@ -2,7 +2,8 @@
    A panel of a quantised type: for each 32 weights of its rows their codes, in planes: 4 vectors of 64 bytes (16 rows × 4
    bytes) of low nibbles, vector j holding elements 4j … 4j + 3 below and 16 + 4j … above; then a vector of fifth bits
    (bit v: elements 4v …), or two of bit pairs (pair j of vector u: elements 16u + 4j …); or 8 vectors of whole bytes. After
-   all the codes: per block 16 small scales a row group (k kin), 16 f16 scales, 16 f16 minima. Of a float type: for each
+   all the codes: the small scales of every block (k16: 16 groups of 16 rows' bytes; k32: each row's 12 bytes as 3 words of
+   16 rows), 16 f16 scales per block, 16 f16 minima per block. Of a float type: for each
    element, its value in 16 rows. A panel is padded to 64 bytes. */
 #include "engine.h"
 #include "formats/k.h"
@@ -50,9 +51,13 @@ static inline parts legacy_parts(uint8_t *panel, int k, int planes) {
   uint8_t *scales = panel + (int64_t)k / 32 * 64 * planes;
   return (parts){panel, NULL, scales, scales + (int64_t)k / 32 * 32};
 }
-static inline parts k_parts(uint8_t *panel, int k, int planes) {
+static inline parts k16_parts(uint8_t *panel, int k, int planes) {
   uint8_t *small = panel + (int64_t)k / 32 * 64 * planes;
   return (parts){panel, small, small + k, NULL};
+}
+static inline parts k32_parts(uint8_t *panel, int k, int planes) {
+  uint8_t *small = panel + (int64_t)k / 32 * 64 * planes, *scales = small + (int64_t)k / 256 * 192;
+  return (parts){panel, small, scales, scales + (int64_t)k / 256 * 32};
 }
 
 /* Row r of a panel from a row of the file, and back; source NULL is a row of zeros. */
@@ -98,9 +103,9 @@ static inline parts k_parts(uint8_t *panel, int k, int planes) {
       }                                                                                             \
     }                                                                                               \
   }
-#define k_ROW(type, planes, zero, min)                                                              \
+#define k16_ROW(type, planes, zero, min)                                                              \
   static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
-    parts p = k_parts(panel, k, planes);                                                            \
+    parts p = k16_parts(panel, k, planes);                                                            \
     for (int i = 0; i < k / 256; i++) {                                                             \
       block_##type b = {0};                                                                         \
       uint8_t q[256];                                                                               \
@@ -112,7 +117,7 @@ static inline parts k_parts(uint8_t *panel, int k, int planes) {
     }                                                                                               \
   }                                                                                                 \
   static void get_##type(const uint8_t *panel, int k, int r, uint8_t *target) {                     \
-    parts p = k_parts((uint8_t *)panel, k, planes);                                                 \
+    parts p = k16_parts((uint8_t *)panel, k, planes);                                                 \
     for (int i = 0; i < k / 256; i++) {                                                             \
       block_##type b;                                                                               \
       uint8_t q[256];                                                                               \
@@ -132,6 +137,46 @@ static inline parts k_parts(uint8_t *panel, int k, int planes) {
       for (int g = 0; g < 16; g++) {                                                                \
         const float d = slm_f16_to_f32(b.d) * (float)b.scale[g];                                    \
         for (int j = 0; j < 16; j++) target[256 * i + 16 * g + j] = d * (float)(q[16 * g + j] - (1 << (zero))); \
+      }                                                                                             \
+    }                                                                                               \
+  }
+#define k32_ROW(type, planes, zero, min)                                                            \
+  static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
+    parts p = k32_parts(panel, k, planes);                                                          \
+    for (int i = 0; i < k / 256; i++) {                                                             \
+      block_##type b = {0};                                                                         \
+      uint8_t q[256];                                                                               \
+      if (source) memcpy(&b, source + i * sizeof b, sizeof b);                                      \
+      codes_get_##type(&b, q);                                                                      \
+      for (int g = 0; g < 8; g++) planes_put(planes, q + 32 * g, p.codes + (8L * i + g) * 64 * (planes) + 4 * r); \
+      for (int w = 0; w < 3; w++) memcpy(p.small + 192 * i + 64 * w + 4 * r, b.small + 4 * w, 4);   \
+      memcpy(p.scales + 32 * i + 2 * r, &b.d, 2);                                                   \
+      memcpy(p.mins + 32 * i + 2 * r, &b.dmin, 2);                                                  \
+    }                                                                                               \
+  }                                                                                                 \
+  static void get_##type(const uint8_t *panel, int k, int r, uint8_t *target) {                     \
+    parts p = k32_parts((uint8_t *)panel, k, planes);                                               \
+    for (int i = 0; i < k / 256; i++) {                                                             \
+      block_##type b;                                                                               \
+      uint8_t q[256];                                                                               \
+      for (int g = 0; g < 8; g++) planes_get(planes, p.codes + (8L * i + g) * 64 * (planes) + 4 * r, q + 32 * g); \
+      codes_put_##type(&b, q);                                                                      \
+      for (int w = 0; w < 3; w++) memcpy(b.small + 4 * w, p.small + 192 * i + 64 * w + 4 * r, 4);   \
+      memcpy(&b.d, p.scales + 32 * i + 2 * r, 2);                                                   \
+      memcpy(&b.dmin, p.mins + 32 * i + 2 * r, 2);                                                  \
+      memcpy(target + i * sizeof b, &b, sizeof b);                                                  \
+    }                                                                                               \
+  }                                                                                                 \
+  static void floats_##type(const uint8_t *source, int k, float *target) {                          \
+    for (int i = 0; i < k / 256; i++) {                                                             \
+      block_##type b;                                                                               \
+      uint8_t q[256], scale[8], least[8];                                                           \
+      memcpy(&b, source + i * sizeof b, sizeof b);                                                  \
+      codes_get_##type(&b, q);                                                                      \
+      six_bits_get(b.small, scale, least);                                                          \
+      for (int g = 0; g < 8; g++) {                                                                 \
+        const float d = slm_f16_to_f32(b.d) * (float)scale[g], m = slm_f16_to_f32(b.dmin) * (float)least[g]; \
+        for (int j = 0; j < 32; j++) target[256 * i + 32 * g + j] = d * (float)q[32 * g + j] - m;   \
       }                                                                                             \
     }                                                                                               \
   }
@@ -176,7 +221,8 @@ typedef struct {
   void (*floats)(const uint8_t *source, int k, float *target);
 } format;
 #define legacy_FORMAT(type, planes, min) {32, sizeof(block_##type), 32, 64 * (planes) + 32 + 32 * (min), put_##type, get_##type, floats_##type}
-#define k_FORMAT(type, planes, min) {256, sizeof(block_##type), 256, 512 * (planes) + 256 + 32, put_##type, get_##type, floats_##type}
+#define k32_FORMAT(type, planes, min) {256, sizeof(block_##type), 256, 512 * (planes) + 192 + 64, put_##type, get_##type, floats_##type}
+#define k16_FORMAT(type, planes, min) {256, sizeof(block_##type), 256, 512 * (planes) + 256 + 32, put_##type, get_##type, floats_##type}
 static const format formats[] = {
     [SLM_F32] = {1, 4, 0, 64, put_F32, get_F32, floats_F32},
     [SLM_F16] = {1, 2, 0, 32, put_F16, get_F16, floats_F16},
@@ -204,7 +250,8 @@ int32_t slm_act_block(int32_t type) {
   return type >= 0 && type < (int32_t)(sizeof formats / sizeof *formats) && formats[type].block ? formats[type].act_block : -1;
 }
 int64_t slm_act_row_bytes(int32_t act_block, int32_t k) {
-  int64_t bytes = !act_block ? 4LL * k : k + 4LL * (k / act_block) + 4LL * (k / (act_block == 256 ? 16 : act_block));
+  const int64_t codes_and_scales = k + 4LL * k / (act_block ? act_block : 1);
+  int64_t bytes = act_block == 0 ? 4LL * k : codes_and_scales + (act_block == 256 ? 4LL * k / 16 + 16LL * k / 256 : 4LL * k / act_block);
   return (bytes + 63) / 64 * 64;
 }
 

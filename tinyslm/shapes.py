@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,6 +139,18 @@ def _q8_0(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
     return _scaled(rng, n, 34, 74.0, k, 0)
 
 
+def _two_level(size: int, top: int) -> Callable[[np.random.Generator, int, int], np.ndarray]:
+    """Codes 0 … top about their middle: the minimum is half of what the scale spans. All groups' scales are alike."""
+
+    def make(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
+        blocks = _scaled(rng, n, size, 32 * (top + 1) / 12**0.5, k, 0)
+        blocks[:, 2:4] = np.array([top / 2 / (32 * (top + 1) / 12**0.5 * k**0.5)], np.float16).view(np.uint8)
+        blocks[:, 4:12], blocks[:, 12:16] = 32 | 2 << 6, 0
+        return blocks
+
+    return make
+
+
 def _q6_k(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
     return _scaled(rng, n, 210, 18.5 * 74, k, 208)
 
@@ -152,4 +164,5 @@ def _f32(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
     return weights
 
 
-MAKERS = {"F32": _f32, "F16": _f16, "Q4_0": _q4_0, "Q8_0": _q8_0, "Q6_K": _q6_k}
+MAKERS = {"F32": _f32, "F16": _f16, "Q4_0": _q4_0, "Q8_0": _q8_0, "Q4_K": _two_level(144, 15),
+          "Q5_K": _two_level(176, 31), "Q6_K": _q6_k}  # fmt: skip

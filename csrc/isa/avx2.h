@@ -86,6 +86,8 @@ IN vw vw_load(const void *p) { return (vw){_mm256_loadu_si256(p), _mm256_loadu_s
 IN vw vw_or(vw x, vw y) { return BOTH2(vw, _mm256_or_si256, x, y); }
 #define vw_shl(x, s) ((vw){_mm256_slli_epi16((x).a, s), _mm256_slli_epi16((x).b, s)})
 #define vw_shr(x, s) ((vw){_mm256_srli_epi16((x).a, s), _mm256_srli_epi16((x).b, s)})
+IN __m256i low_byte(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi32(255)); }
+#define vi_byte(w, i) ((vi){low_byte(_mm256_srli_epi32((w).a, 8 * (i))), low_byte(_mm256_srli_epi32((w).b, 8 * (i)))})
 IN vw vw_and(vw x, int byte) { __m256i m = _mm256_set1_epi8((char)byte); vw y = {m, m}; return BOTH2(vw, _mm256_and_si256, x, y); }
 IN __m256i four_codes(const int8_t *a) {
   int32_t four;

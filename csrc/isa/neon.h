@@ -83,6 +83,14 @@ IN vw vw_or(vw a, vw b) { EACH a.v[i] = vorrq_u8(a.v[i], b.v[i]); return a; }
 IN uint8x16_t shift_left(uint8x16_t a, int s) { return vshlq_u8(a, vdupq_n_s8((int8_t)s)); }
 IN vw vw_shl(vw a, int s) { EACH a.v[i] = shift_left(a.v[i], s); return a; }
 IN vw vw_shr(vw a, int s) { EACH a.v[i] = shift_left(a.v[i], -s); return a; }
+IN vi vi_byte(vw w, int i) {
+  vi r;
+  for (int j = 0; j < 4; j++) {
+    uint32x4_t lane = vshlq_u32(vreinterpretq_u32_u8(w.v[j]), vdupq_n_s32(-8 * i));
+    r.v[j] = vreinterpretq_s32_u32(vandq_u32(lane, vdupq_n_u32(255)));
+  }
+  return r;
+}
 IN int8x16_t four_codes(const int8_t *a) {
   int32_t four;
   memcpy(&four, a, 4);

@@ -88,6 +88,7 @@ IN vw vw_and(vw a, int m) { return a & (uint8_t)m; }
 IN vw vw_or(vw a, vw b) { return a | b; }
 IN vw vw_shl(vw a, int s) { return a << s; }
 IN vw vw_shr(vw a, int s) { return a >> s; }
+#define vi_byte(w, i) ((vi)((vu)(w) >> 8 * (i) & 255))
 #define va_begin(c) (c)
 #define va_end(s, c) (s)
 #define va_dot(s, w, a, bits) va_dot_(s, w, a)

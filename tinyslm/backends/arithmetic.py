@@ -161,10 +161,13 @@ def block_dots(codes: np.ndarray, scale: np.ndarray, w: Integers) -> np.ndarray:
     length = codes.shape[1] // blocks
     a = codes.reshape(len(codes), blocks, length).astype(np.float64)
     b = w.whole.reshape(len(w.whole), blocks, length).astype(np.float64)
+    multiple = None if w.multiple is None else w.multiple.reshape(b.shape).astype(np.float64)
     for i in range(blocks):
         own = scale[:, i, None]
         dots = (a[:, i] @ b[:, i].T + 0.0).astype(np.float32)  # an integer's zero has no sign
         y = fma32(dots, w.scale[:, i] * own, y)
-        if w.minimum is not None:
+        if w.minimum is not None and multiple is not None:
+            y = fma32((a[:, i] @ multiple[:, i].T + 0.0).astype(np.float32), w.minimum[:, i] * own, y)
+        elif w.minimum is not None:
             y = fma32(w.minimum[:, i], own * a[:, i].sum(axis=1, keepdims=True).astype(np.float32), y)
     return y

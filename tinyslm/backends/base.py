@@ -15,7 +15,7 @@ PAGE = 64  # positions in a KV page
 
 # How a backend rounds the activations that meet a weight of each type (design, section 4): the length of the blocks
 # that share one int8 scale; types that are not here meet float32 activations.
-ACTIVATION_BLOCK = {"Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32, "Q6_K": 256}
+ACTIVATION_BLOCK = {"Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256}
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,12 @@ class Reference:
     name = "reference"
 
     def __init__(self, program: Program, weights: Weights, int8: bool = True) -> None:
-        self.program, self.weights, self.int8 = program, weights, int8
+        self.program, self.int8 = program, int8
         self.page_bytes = sum(s.kv_heads * PAGE * (s.dk + s.dv) * 2 for s in program.stores)
-        self._blocks: dict[Weight, np.ndarray] = {}
-        self._vectors: dict[Weight, np.ndarray] = {}
+        # All of the file that is needed, read now: it may be closed afterwards.
+        self._blocks = {w: weights.blocks(w) for w in program.weights() if w.k}
+        self._vectors = {w: weights.floats(w) for w in program.weights() if not w.k}
+        self._formats = {w: weights.file.tensors[w.name].format for w in self._blocks}
         self._cancelled = threading.Event()
 
     def step(self, batch: Batch, logits: np.ndarray) -> np.ndarray:
@@ -89,24 +91,20 @@ class Reference:
         self._vectors.clear()
 
     def vector(self, weight: Weight) -> np.ndarray:
-        if weight not in self._vectors:
-            self._vectors[weight] = self.weights.floats(weight)
         return self._vectors[weight]
 
     def blocks(self, weight: Weight, rows: np.ndarray | slice) -> np.ndarray:
         """Some rows of a matrix, uint8 (rows, bytes): it is kept as the file has it and decoded at each use."""
-        if weight not in self._blocks:
-            self._blocks[weight] = self.weights.blocks(weight)
         return self._blocks[weight][rows]
 
     def floats(self, weight: Weight, rows: np.ndarray | slice) -> np.ndarray:
         """Some rows of a matrix, float32 (rows, k)."""
-        decoded: np.ndarray = self.weights.file.tensors[weight.name].format.dequantise(self.blocks(weight, rows))
+        decoded: np.ndarray = self._formats[weight].dequantise(self.blocks(weight, rows))
         return decoded
 
     def integers(self, weight: Weight, rows: slice) -> Integers:
         """Some rows of a quantised matrix, taken apart."""
-        decode = self.weights.file.tensors[weight.name].format.integers
+        decode = self._formats[weight].integers
         assert decode, weight
         return decode(self.blocks(weight, rows))
 
@@ -130,7 +128,7 @@ def rmsnorm(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
 def matmul(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
     assert op.weight is not None
     w = op.weight
-    block = ACTIVATION_BLOCK.get(self.weights.type_name(w)) if self.int8 else None
+    block = ACTIVATION_BLOCK.get(self._formats[w].name) if self.int8 else None
     rounded = round_activations(x, block) if block else None
     y = np.empty((len(x), w.n), np.float32)
     part = max(1, min(SLICE // w.k, CACHED // max(1, len(x))))

@@ -21,7 +21,7 @@ _SLICE = 65536
 
 
 class Integers(NamedTuple):
-    """Rows taken apart: weight = scale of its block · whole + minimum of its block."""
+    """Rows taken apart: weight = scale of its block · whole + minimum of its block (· multiple)."""
 
     whole: F32
     """(..., n * block): whole numbers."""
@@ -29,6 +29,8 @@ class Integers(NamedTuple):
     """(..., n)."""
     minimum: F32 | None
     """(..., n); None in a format without minima."""
+    multiple: F32 | None = None
+    """(..., n * block): whole numbers; None where all are 1."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,16 @@ def block_format(
 
     def integers(rows: U8) -> Integers:
         assert block_integers
-        whole, scale, minimum = block_integers(_blocks(rows, np.uint8, size, name))
-        shape = (*rows.shape[:-1], rows.shape[-1] // size)
-        least = None if minimum is None else minimum.reshape(shape)
-        return Integers(whole.reshape(*shape[:-1], shape[-1] * block), scale.reshape(shape), least)
+        parts = block_integers(_blocks(rows, np.uint8, size, name))
+        lead, blocks = rows.shape[:-1], rows.shape[-1] // size
+
+        def joined(part: F32 | None, length: int) -> F32 | None:
+            return None if part is None else part.reshape(*lead, blocks * length)
+
+        return Integers(
+            parts.whole.reshape(*lead, blocks * block), parts.scale.reshape(*lead, blocks),
+            joined(parts.minimum, 1), joined(parts.multiple, block),
+        )  # fmt: skip
 
     return Format(name, id_, block, size, dequantise, quantise, integers if block_integers else None)
 

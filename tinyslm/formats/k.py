@@ -59,6 +59,69 @@ def _q6_k_to_blocks(blocks: F32) -> U8:
     return np.concatenate(parts, axis=1)
 
 
+def _six_bits(small: U8) -> tuple[F32, F32]:
+    """Scales and minima of 8 groups, (n, 8), from 12 bytes: the first 4 of each in the low 6 bits of bytes 0 to 7; of the
+    last 4, 4 bits each in bytes 8 to 11 and 2 bits at the top of bytes 0 to 7."""
+    first, last = small[:, :8] & 63, small[:, 8:]
+    scales = np.concatenate([first[:, :4], (last & 15) | (small[:, :4] >> 6 << 4)], axis=1)
+    minima = np.concatenate([first[:, 4:], (last >> 4) | (small[:, 4:8] >> 6 << 4)], axis=1)
+    return scales.astype(np.float32), minima.astype(np.float32)
+
+
+def _six_bits_packed(scales: U8, minima: U8) -> U8:
+    """The inverse."""
+    top = np.concatenate([scales[:, 4:], minima[:, 4:]], axis=1) >> 4 << 6
+    first = np.concatenate([scales[:, :4], minima[:, :4]], axis=1) | top
+    return np.concatenate([first, (scales[:, 4:] & 15) | (minima[:, 4:] << 4)], axis=1)
+
+
+def _two_level_parts(blocks: U8) -> tuple[F32, F32, F32, F32, F32]:
+    """Codes (n, 8, 32), scales and minima of the groups (n, 8, 1), d and dmin (n, 1), of Q4_K and Q5_K.
+
+    Bytes: d, dmin, 12 of scales and minima, in Q5_K 32 of fifth bits (bit g of byte i is weight 32 g + i's), 128 of
+    nibbles: 4 runs of 64 weights, the low nibbles first.
+    """
+    n, five = len(blocks), blocks.shape[1] == 176
+    runs = blocks[:, -128:].reshape(n, 4, 1, 32) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
+    codes = (runs & 15).reshape(n, 8, 32)
+    if five:
+        codes |= (blocks[:, 16:48].reshape(n, 1, 32) >> np.arange(8, dtype=np.uint8).reshape(1, 8, 1) & 1) << 4
+    scales, minima = _six_bits(blocks[:, 4:16])
+    d, dmin = np.ascontiguousarray(blocks[:, :4]).view("<f2").astype(np.float32).T[:, :, None]
+    return codes.astype(np.float32), scales[:, :, None], minima[:, :, None], d, dmin
+
+
+def _two_level_from_blocks(blocks: U8) -> F32:
+    """Weight = d * scale * code - dmin * minimum."""
+    codes, scales, minima, d, dmin = _two_level_parts(blocks)
+    return (d[:, :, None] * scales * codes - dmin[:, :, None] * minima).reshape(-1, 256)
+
+
+def _two_level_integers(blocks: U8) -> Integers:
+    codes, scales, minima, d, dmin = _two_level_parts(blocks)
+    return Integers((scales * codes).reshape(-1, 256), d, -dmin, np.broadcast_to(minima, codes.shape).reshape(-1, 256))
+
+
+def _two_level_to_blocks(blocks: F32, top: int) -> U8:
+    """Each group's codes 0 … `top` span its weights (and zero); its scale and minimum are rounded to 63rds of the largest."""
+    n = len(blocks)
+    groups = blocks.reshape(n, 8, 32)
+    least = np.maximum(-groups.min(axis=2), 0)
+    span = (np.maximum(groups.max(axis=2), -least) + least) / np.float32(top)
+    pair = np.stack([span, least], axis=1)
+    d = (pair.max(axis=2, keepdims=True) / np.float32(63)).astype("<f2")
+    stored = d.astype(np.float32)
+    small = np.clip(np.rint(pair * _ratio(np.float32(1), stored)), 0, 63)
+    scale, minimum = np.moveaxis(small * stored, 1, 0)[..., None]
+    codes = np.clip(np.rint((groups + minimum) * _ratio(np.float32(1), scale)), 0, top).astype(np.uint8)
+    runs = codes.reshape(n, 4, 2, 32)
+    parts = [d.reshape(n, 2).view(np.uint8), _six_bits_packed(*np.moveaxis(small.astype(np.uint8), 1, 0))]
+    if top == 31:
+        bits = (codes >> 4) << np.arange(8, dtype=np.uint8).reshape(1, 8, 1)
+        parts.append(np.bitwise_or.reduce(bits, axis=1))
+    return np.concatenate([*parts, ((runs[:, :, 0] & 15) | (runs[:, :, 1] << 4)).reshape(n, 128)], axis=1)
+
+
 def _ratio(above: F32 | np.float32, below: F32) -> F32:
     """above / below; 0 where that is no finite number (a scale that is 0 in f16)."""
     shape = np.broadcast_shapes(np.shape(above), below.shape)
@@ -67,4 +130,8 @@ def _ratio(above: F32 | np.float32, below: F32) -> F32:
     return ratio
 
 
-FORMATS: tuple[Format, ...] = (block_format("Q6_K", _q6_k_from_blocks, _q6_k_to_blocks, _q6_k_integers),)
+FORMATS: tuple[Format, ...] = (
+    block_format("Q4_K", _two_level_from_blocks, lambda blocks: _two_level_to_blocks(blocks, 15), _two_level_integers),
+    block_format("Q5_K", _two_level_from_blocks, lambda blocks: _two_level_to_blocks(blocks, 31), _two_level_integers),
+    block_format("Q6_K", _q6_k_from_blocks, _q6_k_to_blocks, _q6_k_integers),
+)
