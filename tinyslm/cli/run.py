@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -107,6 +106,8 @@ def run(args: Namespace) -> int:
         _write(stream, run, None if args.json else output)
         report = run.report(model, stream)
         if args.json:
+            import json
+
             print(json.dumps(report))
         if args.stats:
             print(_stats(report, model, stream.drawn), file=sys.stderr)

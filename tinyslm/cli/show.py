@@ -31,7 +31,8 @@ KEPT = 16  # members of an array that --json gives whole
 KNOWN_PREFIXES = ("general.", "tokenizer.", "split.", "quantize.")
 DIMENSIONS = {
     "context": "context_length", "layers": "block_count", "width": "embedding_length",
-    "feed-forward": "feed_forward_length", "heads": "attention.head_count", "key/value heads": "attention.head_count_kv",
+    "feed-forward": "feed_forward_length", "heads": "attention.head_count",
+    "key/value heads": "attention.head_count_kv",
 }  # fmt: skip
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from types import TracebackType
+
+from . import interrupt
 
 ERASE = "\r\x1b[K"
 # A model's text may bring any character; on a terminal these would move the cursor, set its title, fill its clipboard.
@@ -65,7 +66,6 @@ class Status:
     """
 
     lock = threading.Lock()
-    _drawn = False
 
     def __init__(self, text: str) -> None:
         self.text, self.share = text, 0.0
@@ -77,7 +77,7 @@ class Status:
         pause = 1.0
         while not self._done.wait(pause):
             with Status.lock:
-                Status._drawn = True
+                interrupt.last_words = ERASE.encode()
                 print(f"{ERASE}{self.text}{f' {self.share:.0%}' if self.share else ' ...'}", end="", file=sys.stderr)
                 sys.stderr.flush()
             pause = 0.1
@@ -85,8 +85,8 @@ class Status:
     @staticmethod
     def erase() -> None:
         """Take the line off, if there is one; the caller holds the lock."""
-        if Status._drawn:
-            Status._drawn = False
+        if interrupt.last_words != interrupt.NEWLINE:
+            interrupt.last_words = interrupt.NEWLINE
             print(ERASE, end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Status:
@@ -102,24 +102,3 @@ class Status:
             self._thread.join()
             with Status.lock:
                 Status.erase()
-
-
-def exit_on_interrupt() -> None:
-    """Have Ctrl-C end the process at once, with code 130.
-
-    Python runs a handler when the main thread comes back to it, which may take long in a compiler or a library; a
-    thread that waits for the signal needs no more than the interpreter's lock.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN or not hasattr(signal, "pthread_sigmask"):
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    threading.Thread(target=_wait_for_interrupt, daemon=True).start()
-
-
-def _wait_for_interrupt() -> None:
-    signal.sigwait({signal.SIGINT})
-    try:
-        if os.isatty(2):  # the shell's prompt on a line of its own
-            os.write(2, ERASE.encode() if Status._drawn else b"\n")
-    finally:
-        os._exit(130)

@@ -1,0 +1,31 @@
+"""Ctrl-C. Imported before anything else, so it imports little."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+NEWLINE = b"\n"
+last_words = NEWLINE  # to a terminal on the way out, so that the shell's prompt gets a line of its own
+
+
+def exit_on_interrupt() -> None:
+    """Have Ctrl-C end the process at once, with code 130.
+
+    Python runs a handler when the main thread comes back to it, which may take long in a compiler or a library; a
+    thread that waits for the signal needs no more than the interpreter's lock.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN or not hasattr(signal, "pthread_sigmask"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    threading.Thread(target=_wait_for_interrupt, daemon=True).start()
+
+
+def _wait_for_interrupt() -> None:
+    signal.sigwait({signal.SIGINT})
+    try:
+        if os.isatty(2):
+            os.write(2, last_words)
+    finally:
+        os._exit(130)
