@@ -119,8 +119,8 @@ def test_like_the_reference(tmp_path: Path, shape: Shape) -> None:
     program, weights, backend = pair(tmp_path, shape)
     expected = np.concatenate(logits_of(Reference(program, weights), program))
     error = np.abs(np.concatenate(logits_of(backend, program)) - expected).max(axis=1)
-    # A code or a key that rounds the other way, for a difference in the last bits before it, moves some tokens' logits.
-    assert np.mean(error < 2e-5) > 0.5
+    # A code or a key that rounds the other way, for a difference in the last bits before it, moves all tokens after it.
+    assert np.quantile(error, 0.2) < 2e-5
     assert error.max() < 0.2
 
 
