@@ -161,17 +161,21 @@ SHAPES = {
                     magnitude=1.25),
     "legacy": Shape(width=64, heads=4, kv_heads=2, dk=16, dv=16, ff=96, half=8,
                     types=("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), bias=True, permuted=True),
-    "k": Shape(width=256, heads=4, kv_heads=2, dk=64, dv=64, ff=512, half=32, layers=1, types=("Q6_K",)),
+    "k": Shape(width=256, heads=4, kv_heads=2, dk=64, dv=64, ff=512, half=32, types=("Q6_K", "Q4_K", "Q5_K", "Q5_K")),
 }  # fmt: skip
 
 
+Setup = tuple[Reference, Weights, Batch]
+
+
 @pytest.fixture(params=SHAPES)
-def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Reference, Batch]]:
+def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setup]:
     """A model, and a batch of two sequences, the first across two pages."""
     program = write_toy(tmp_path / "toy.gguf", SHAPES[request.param])
     with GGUF.open(tmp_path / "toy.gguf") as file:
-        reference = Reference(program, Weights(file))
-        yield reference, Run(reference, program).batch([(0, 70, 3), (1, 5, 2)])
+        weights = Weights(file)
+        reference = Reference(program, weights)
+        yield reference, weights, Run(reference, program).batch([(0, 70, 3), (1, 5, 2)])
 
 
 def inputs_of(op: Op, batch: Batch, rng: np.random.Generator) -> list[np.ndarray]:
@@ -183,62 +187,63 @@ def kinds(reference: Reference, *wanted: str) -> list[Op]:
     return [op for op in reference.program.ops if op.kind in wanted]
 
 
-def test_embed(setup: tuple[Reference, Batch]) -> None:
-    reference, batch = setup
+def test_embed(setup: Setup) -> None:
+    reference, weights, batch = setup
     (op,) = kinds(reference, "embed")
     assert op.weight
-    np.testing.assert_array_equal(reference.run(op, [], batch), reference.weights.floats(op.weight)[batch.ids])
+    np.testing.assert_array_equal(reference.run(op, [], batch), weights.floats(op.weight)[batch.ids])
 
 
-def test_rmsnorm(setup: tuple[Reference, Batch]) -> None:
-    reference, batch = setup
+def test_rmsnorm(setup: Setup) -> None:
+    reference, weights, batch = setup
     rng = np.random.default_rng(7)
     for op in kinds(reference, "rmsnorm"):
         assert op.weight
         (x,) = inputs_of(op, batch, rng)
         wide = x.astype(np.float64)
-        want = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + op.eps) * reference.weights.floats(op.weight)
+        want = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + op.eps) * weights.floats(op.weight)
         np.testing.assert_allclose(reference.run(op, [x], batch), want, rtol=(x.shape[1] / 16 + 12) * U)
 
 
-def test_matmul(setup: tuple[Reference, Batch]) -> None:
-    reference, batch = setup
+def test_matmul(setup: Setup) -> None:
+    reference, weights, batch = setup
     rng = np.random.default_rng(8)
     for op in kinds(reference, "matmul"):
         assert op.weight
         (x,) = inputs_of(op, batch, rng)
-        w, steps = reference.weights.floats(op.weight).astype(np.float64), op.weight.k
+        w, steps = weights.floats(op.weight).astype(np.float64), op.weight.k
         magnitude = np.abs(w)
-        integers = BY_NAME[reference.weights.type_name(op.weight)].integers
+        integers = BY_NAME[weights.type_name(op.weight)].integers
         wide = x.astype(np.float64)
         if integers:
-            parts = integers(reference.weights.blocks(op.weight))
+            parts = integers(weights.blocks(op.weight))
             length = op.weight.k // parts.scale.shape[1]
             codes, scale = round_activations(x, length)
             wide, steps = codes * np.repeat(scale.astype(np.float64), length, axis=1), 2 * parts.scale.shape[1] + 6
             if parts.minimum is not None:
-                magnitude += 2 * np.abs(np.repeat(parts.minimum, length, axis=1))
+                multiple = 1 if parts.multiple is None else parts.multiple
+                magnitude += 2 * np.abs(np.repeat(parts.minimum, length, axis=1) * multiple)
         want, size = wide @ w.T, np.abs(wide) @ magnitude.T
         if op.bias:
-            bias = reference.weights.floats(op.bias)
+            bias = weights.floats(op.bias)
             want, size = want + bias, size + np.abs(bias)
         assert (np.abs(reference.run(op, [x], batch) - want) <= (steps + 2) * U * size).all(), op.weight.name
 
 
-def test_matmul_without_rounded_activations(setup: tuple[Reference, Batch]) -> None:
-    reference, batch = setup
-    plain = Reference(reference.program, reference.weights, int8=False)
+def test_matmul_without_rounded_activations(setup: Setup) -> None:
+    reference, weights, batch = setup
+    plain = Reference(reference.program, weights, int8=False)
     op = kinds(plain, "matmul")[0]
     assert op.weight
     (x,) = inputs_of(op, batch, np.random.default_rng(9))
-    w = plain.weights.floats(op.weight).astype(np.float64)
-    bias = plain.weights.floats(op.bias) if op.bias else np.zeros(op.weight.n)
+    w = weights.floats(op.weight).astype(np.float64)
+    bias = weights.floats(op.bias) if op.bias else np.zeros(op.weight.n)
     size = np.abs(x.astype(np.float64)) @ np.abs(w).T + np.abs(bias)
     assert (np.abs(plain.run(op, [x], batch) - (x @ w.T + bias)) <= (op.weight.k + 2) * U * size).all()
 
 
-def test_rope(setup: tuple[Reference, Batch]) -> None:
-    reference, batch = setup
+def test_rope(setup: Setup) -> None:
+    reference, _, batch = setup
     rng = np.random.default_rng(10)
     for op in kinds(reference, "rope"):
         table = reference.program.tables[op.table]
@@ -252,9 +257,9 @@ def test_rope(setup: tuple[Reference, Batch]) -> None:
         np.testing.assert_allclose(reference.run(op, [x], batch), want, rtol=0, atol=6 * U * np.abs(turned).max())
 
 
-def test_store_and_attend(setup: tuple[Reference, Batch]) -> None:
+def test_store_and_attend(setup: Setup) -> None:
     """Softmax in float64 over the float16 keys and values; slots beyond a row's position hold what they like."""
-    reference, batch = setup
+    reference, _, batch = setup
     rng = np.random.default_rng(11)
     for store, op in zip(kinds(reference, "store"), kinds(reference, "attend"), strict=True):
         s = reference.program.stores[op.store]
@@ -282,8 +287,8 @@ def test_store_and_attend(setup: tuple[Reference, Batch]) -> None:
                 np.testing.assert_allclose(got[row, head], want, rtol=0, atol=atol)
 
 
-def test_glu_add_select_logits(setup: tuple[Reference, Batch]) -> None:
-    reference, batch = setup
+def test_glu_add_select_logits(setup: Setup) -> None:
+    reference, _, batch = setup
     rng = np.random.default_rng(12)
     for op in kinds(reference, "glu", "add", "select", "logits"):
         x = inputs_of(op, batch, rng)
@@ -300,9 +305,9 @@ def test_glu_add_select_logits(setup: tuple[Reference, Batch]) -> None:
 # ---- steps ----
 
 
-def test_what_is_stored_is_rounded_to_float16(setup: tuple[Reference, Batch]) -> None:
+def test_what_is_stored_is_rounded_to_float16(setup: Setup) -> None:
     """Ties to even, denormals kept, the sign of zero too; what float16 cannot hold marks its token."""
-    reference, batch = setup
+    reference, _, batch = setup
     op = kinds(reference, "store")[0]
     k, v = (np.zeros((len(batch.ids), read.width), np.float32) for read in op.reads)
     k[0, :8] = [-0.0, 2.0**-24, 2.0**-25, 1.5 * 2.0**-24, 65519, 1 + 2.0**-11, 2.0**-14 - 2.0**-25, -(2.0**-26)]
@@ -314,16 +319,16 @@ def test_what_is_stored_is_rounded_to_float16(setup: tuple[Reference, Batch]) ->
     np.testing.assert_array_equal(np.flatnonzero(bad), [1, 2])
 
 
-def test_no_logits_wanted(setup: tuple[Reference, Batch]) -> None:
-    reference, _ = setup
+def test_no_logits_wanted(setup: Setup) -> None:
+    reference, _, _ = setup
     run = Run(reference, reference.program)
     logits, bad, _ = run.step([(0, 3, 0)])
     assert logits.shape == (0, reference.program.vocab)
     assert not bad.any()
 
 
-def test_cancel_before_a_step_ends_that_step_alone(setup: tuple[Reference, Batch]) -> None:
-    reference, _ = setup
+def test_cancel_before_a_step_ends_that_step_alone(setup: Setup) -> None:
+    reference, _, _ = setup
     run = Run(reference, reference.program)
     reference.cancel()
     with pytest.raises(CancelledError):

@@ -30,9 +30,10 @@ SHAPES = {
     "legacy": Shape(width=64, heads=4, kv_heads=2, dk=16, dv=16, half=8, ff=96, layers=3, bias=True, permuted=True,
                     types=("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "Q4_1")),
     "tied": Shape(width=32, heads=4, kv_heads=4, dk=8, dv=8, half=4, ff=32, types=("Q8_0", "Q5_1", "Q4_1"), tied=True),
-    "k": Shape(width=256, heads=4, kv_heads=2, dk=64, dv=64, half=32, ff=256, layers=1, types=("Q6_K",), tied=True),
+    "k": Shape(width=256, heads=4, kv_heads=2, dk=64, dv=64, half=32, ff=256, tied=True,
+              types=("Q4_K", "Q6_K", "Q5_K", "Q4_K", "Q5_K")),
     "mixed blocks": Shape(width=256, heads=2, kv_heads=1, dk=128, dv=128, half=16, ff=256,
-                          types=("Q4_0", "Q6_K", "F16", "Q5_0", "Q5_1", "Q6_K", "Q8_0")),
+                          types=("Q4_0", "Q6_K", "F16", "Q5_0", "Q4_K", "Q5_1", "Q6_K", "Q5_K", "Q8_0")),
 }  # fmt: skip
 # Prompts of several sequences, chunks that end within a page, single tokens together, one alone.
 SCRIPT: Sequence[Step] = [
