@@ -89,3 +89,7 @@ class CancelledError(TinySLMError):
 
 class ClosedError(TinySLMError):
     """The model was closed."""
+
+
+class HubError(TinySLMError):
+    """A model cannot be had from the hub: no such repository, access, file or network, or what came is damaged."""
