@@ -83,7 +83,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         near = difflib.get_close_matches(argv[0], VERBS, 1)
         instead = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(VERBS)}"
         parser.error(f"there is no verb {argv[0]!r}; {instead}")
-    return parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _describe(error: BaseException) -> str:
