@@ -169,7 +169,6 @@ def steps(s: Shape) -> list[Batch]:
 def random_shape(seed: int) -> Shape:
     """Any shape that the engine should take."""
     rng = np.random.default_rng(seed)
-    legacy = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
     block = int(rng.choice([1, 32, 256], p=[0.2, 0.6, 0.2]))
     kinds = [name for name in BY_NAME if BY_NAME[name].block <= block]
     kv_heads, dk = int(rng.integers(1, 5)), 2 * int(rng.integers(1, 50))
