@@ -8,6 +8,7 @@ import sys
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import BaseError, CCompilerError
 
 STRICT = os.environ.get("TINYSLM_STRICT") == "1"
@@ -45,8 +46,20 @@ class BuildIfPossible(build_ext):
         return {} if self.missing else super().get_output_mapping()
 
 
+class BuildWithWeights(build_py):
+    """The models in weights/ become data of tinyslm.weights; the scripts beside them that made them stay out."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.packages = [*self.packages, "tinyslm.weights"]
+        self.package_dir = {**(self.package_dir or {}), "tinyslm.weights": "weights"}
+
+    def find_package_modules(self, package, package_dir):
+        return [] if package == "tinyslm.weights" else super().find_package_modules(package, package_dir)
+
+
 setup(
     cffi_modules=["csrc/build_ffi.py:ffi"],
-    cmdclass={"build_ext": BuildIfPossible},
+    cmdclass={"build_ext": BuildIfPossible, "build_py": BuildWithWeights},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

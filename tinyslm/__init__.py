@@ -1,7 +1,7 @@
 """tinyslm: small language models on the CPU, from GGUF files.
 
-    model = tinyslm.load("file.gguf")
-    print(model.generate("Once upon a time"))
+model = tinyslm.load("file.gguf")
+print(model.generate("Once upon a time"))
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from .errors import (
     CancelledError,
     ClosedError,
     FileError,
+    HubError,
     NonFiniteError,
     OptionError,
     PromptTooLongError,
@@ -20,8 +21,8 @@ from .errors import (
 
 __version__ = "0.1.0"
 __all__ = [
-    "BackendError", "CancelledError", "ClosedError", "FileError", "Model", "NonFiniteError", "OptionError", "Piece",
-    "PromptTooLongError", "Stream", "TinySLMError", "UnsupportedError", "load",
+    "BackendError", "CancelledError", "ClosedError", "FileError", "HubError", "Model", "NonFiniteError", "OptionError",
+    "Piece", "PromptTooLongError", "Stream", "TinySLMError", "UnsupportedError", "load",
 ]  # fmt: skip
 
 TYPE_CHECKING = False

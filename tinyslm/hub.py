@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 from .errors import HubError, OptionError
 
@@ -91,15 +92,14 @@ def find(name: str, *, update: bool = False) -> Found:
     the hub cannot be asked.
     """
     repo, wanted = _parse(name)
-    from huggingface_hub import constants
-
-    if not update or constants.HF_HUB_OFFLINE:
+    offline = _constants().HF_HUB_OFFLINE
+    if not update or offline:
         for snapshot in _snapshots(_folder(repo)):
             choices = _choices(_cached_files(snapshot))
             if matches := _matches(choices, wanted):
                 choice = _only(repo, matches)
                 return Found(repo, choice, snapshot / choice.name, others=_others(choices, choice))
-        if constants.HF_HUB_OFFLINE:
+        if offline:
             what = f"{repo}:{wanted}" if wanted else repo
             raise HubError(f"{what} is not in the cache, and HF_HUB_OFFLINE is set: no download is tried")
     from .hub_download import listing
@@ -132,10 +132,8 @@ def download(found: Found, progress: Callable[[int], None] | None = None) -> Pat
 
 def cached() -> list[Found]:
     """The models in the cache, by name. No network."""
-    from huggingface_hub import constants
-
     models: dict[tuple[str, str], Found] = {}
-    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*")):
+    for folder in sorted(Path(_constants().HF_HUB_CACHE).glob("models--*")):
         repo = folder.name.removeprefix("models--").replace("--", "/")
         if _REPO.fullmatch(repo):
             for snapshot in _snapshots(folder):
@@ -216,10 +214,17 @@ def _listed(names: list[str], most: int = 20) -> str:
 # ---- the cache ----
 
 
-def _folder(repo: str) -> Path:
-    from huggingface_hub import constants
+def _constants() -> ModuleType:
+    """What huggingface_hub takes from the environment."""
+    try:
+        from huggingface_hub import constants
+    except ValueError:
+        raise OptionError(f"HF_ENDPOINT={os.environ.get('HF_ENDPOINT')!r} is no address") from None
+    return constants
 
-    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+def _folder(repo: str) -> Path:
+    return Path(_constants().HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def _snapshots(folder: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from . import backends, models, tokenizer
+from . import backends, builtin, hub, models, tokenizer
 from .backends.base import Weights
 from .backends.threads import default_threads
 from .config import Keys
@@ -29,7 +29,7 @@ _LIVE: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     threads: int | None = None,
     context: int | None = None,
@@ -39,14 +39,20 @@ def load(
 ) -> Model:
     """Open a GGUF file and load its weights.
 
+    path: a file; "hf:REPO" or "hf:REPO:QUANT", a model of the Hugging Face hub, downloaded unless its cache has it;
+    None, the built-in model.
     threads: None takes TINYSLM_THREADS, or the physical cores that this process may use. context: tokens that a
     sequence can hold; None is the file's own; memory is taken as it is used. backend: "native", "numba" or
     "reference"; None takes TINYSLM_BACKEND, or the fastest there is. chunk: most tokens in a step. progress: called
     with the share of the weights that is loaded, 0 to 1.
 
     Raises FileError for a file that is missing or broken, UnsupportedError for one that needs what is not built,
-    OptionError and BackendError for options that cannot be met.
+    OptionError and BackendError for options that cannot be met, HubError where the hub does not give the model.
     """
+    if path is None:
+        path = builtin.path()
+    elif isinstance(path, str) and path.startswith(hub.PREFIX):
+        path = hub.fetch(path)
     return Model(path, threads=threads, context=context, backend=backend, chunk=chunk, progress=progress)
 
 

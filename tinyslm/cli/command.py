@@ -12,13 +12,17 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import TinySLMError
-from . import run, show, tokenize
+from . import models, pull, run, show, tokenize
 from .terminal import say
 
-VERBS = {"run": run, "show": show, "tokenize": tokenize}
+VERBS = {"run": run, "pull": pull, "models": models, "show": show, "tokenize": tokenize}
 EXAMPLES = """\
 examples:
+  tinyslm run "Once upon a time"                   with the built-in model
   tinyslm run -m model.gguf "Once upon a time"
+  tinyslm run -m hf:HuggingFaceTB/SmolLM2-360M-Instruct-GGUF "Once upon a time"
+  tinyslm pull bartowski/Llama-3.2-1B-Instruct-GGUF
+  tinyslm models
   tinyslm show model.gguf
   tinyslm tokenize -m model.gguf "Once upon a time"
   tinyslm run -h                                   all that a verb can do
@@ -28,7 +32,7 @@ environment:
   TINYSLM_BACKEND   native, numba or reference
   TINYSLM_ISA       the instruction set that native uses, instead of the best one of this CPU
 
-Models are files that end in .gguf; many are at https://huggingface.co/models?library=gguf
+Models are files that end in .gguf, or names on the hub: https://huggingface.co/models?library=gguf
 """
 
 

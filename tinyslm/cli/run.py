@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import prompt
+from . import prompt, source
 from .terminal import Output, Status, say, size
 
 if TYPE_CHECKING:
@@ -19,7 +18,8 @@ HELP = "write the text that follows a prompt"
 DESCRIPTION = "Writes the text that follows a prompt to stdout, as it comes, and nothing else."
 EXAMPLES = """\
 examples:
-  tinyslm run -m model.gguf "Once upon a time"
+  tinyslm run "Once upon a time"
+  tinyslm run -m hf:HuggingFaceTB/SmolLM2-360M-Instruct-GGUF "Once upon a time"
   tinyslm run -m model.gguf -n 100 --temp 0 "The capital of France is"     the same text each time
   tinyslm run -m model.gguf -s 7 --stop $'\\n' "Q: How are you? A:"         up to the end of the line
   tinyslm run -m model.gguf -f prompt.txt > answer.txt
@@ -45,7 +45,7 @@ def _integer(low: int, *also: int) -> Any:
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("-m", "--model", metavar="FILE", type=Path, help="a GGUF file; of a split model, the first part")
+    source.add_argument(parser)
     prompt.add_arguments(parser)
     add("-n", "--n-predict", "--predict", "--max-tokens", metavar="N", type=_integer(1, -1), default=-1, dest="tokens",
         help="most tokens to write (-1: until the model ends the text, or the context is full)")  # fmt: skip
@@ -86,8 +86,6 @@ SAMPLING = {
 
 
 def run(args: Namespace) -> int:
-    if args.model is None:
-        args.parser.error("no model: give a GGUF file with -m; many are at https://huggingface.co/models?library=gguf")
     text = prompt.read(args, args.parser)
     sampling = {name: value for flag, name in SAMPLING.items() if (value := getattr(args, flag)) is not None}
     sampling["seed"] = None if args.seed == -1 else args.seed
@@ -95,9 +93,10 @@ def run(args: Namespace) -> int:
     from ..sampling import Sampling
 
     Sampling(**sampling)  # what is out of range is said before a big file is loaded
-    output, run = Output(), Run()
+    output, path = Output(), source.find(args.model)
+    run = Run()
     with Status("loading") as status:
-        model = load(args.model, threads=args.threads, context=args.context or None, backend=args.backend,
+        model = load(path, threads=args.threads, context=args.context or None, backend=args.backend,
                      progress=lambda share: setattr(status, "share", share))  # fmt: skip
     run.load_s = run.lap()
     with model:

@@ -6,9 +6,9 @@ import json
 import math
 import warnings
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import source
 from .terminal import printable, size
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ DIMENSIONS = {
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="FILE", type=Path, help="a GGUF file; of a split model, the first part")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=source.HELP)
     parser.add_argument("--tensors", action="store_true", help="each tensor: type, shape (row length first), bytes")
     parser.add_argument("--json", action="store_true", help="one JSON object; of long arrays, the first entries")
 
@@ -45,7 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from ..gguf import GGUF
 
-    with GGUF.open(args.model) as file:
+    with GGUF.open(source.find(args.model)) as file:
         found = describe(file)
         if not args.tensors:
             del found["tensors"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from pathlib import Path
 
-from . import prompt
+from . import prompt, source
 from .terminal import printable
 
 HELP = "show the tokens of a text"
@@ -24,7 +23,7 @@ examples:
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("-m", "--model", metavar="FILE", type=Path, help="a GGUF file")
+    source.add_argument(parser)
     prompt.add_arguments(parser)
     add("--bos", action=BooleanOptionalAction, default=None,
         help="put the token that begins a text before it, or nothing around it (as the file says)")  # fmt: skip
@@ -33,13 +32,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    if args.model is None:
-        args.parser.error("no model: give a GGUF file with -m")
     text = prompt.read(args, args.parser)
     from ..gguf import GGUF
     from ..tokenizer import load
 
-    with GGUF.open(args.model) as file:
+    with GGUF.open(source.find(args.model)) as file:
         tokenizer = load(file.metadata, file.path)
     ids = tokenizer.encode(text, bos=args.bos, special=args.special)
     pieces = [tokenizer.token_text(i) for i in ids]
