@@ -19,6 +19,8 @@ T = TypeVar("T", int, float, str, bool)
 # Under these, a key that is not understood changes the arithmetic: it is an error, never skipped.
 STRICT = ("rope", "attention", "expert")
 LIMIT = 1 << 24  # no width, count or context of a real model is larger
+LARGEST_HEAD = 1 << 12  # elements; their angles are made one by one
+FASTEST = 64.0  # radians per position: LIMIT of them stay within what the sine is made for
 
 
 class Keys:
@@ -46,17 +48,17 @@ class Keys:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not kind:
-            raise FileError(self.path, "a key has the wrong type", where=key, expected=kind.__name__, got=repr(value))
+            raise FileError(self.path, "a key has the wrong type", where=key, expected=kind.__name__, got=_short(value))
         if isinstance(value, float) and not np.isfinite(value):
             raise FileError(self.path, "a key is not finite", where=key, got=value)
         return value
 
-    def count(self, name: str, default: int | None = None, low: int = 1) -> int:
-        """A width or a count: `low` … 2²⁴."""
+    def count(self, name: str, default: int | None = None, high: int = LIMIT) -> int:
+        """A width or a count: 1 … `high`."""
         value = self.get(name, int, default)
-        if not low <= value <= LIMIT:
+        if not 1 <= value <= high:
             raise FileError(
-                self.path, "a key is absurd", where=f"{self.arch}.{name}", expected=f"{low} to {LIMIT}", got=value
+                self.path, "a key is absurd", where=f"{self.arch}.{name}", expected=f"1 to {high}", got=value
             )
         return value
 
@@ -77,9 +79,13 @@ class Keys:
         """Raise UnsupportedError for a key under a strict prefix that nothing has read."""
         for key in self.unread():
             if key[len(self.arch) + 1 :].split(".")[0].split("_")[0] in STRICT:
-                raise UnsupportedError(
-                    self.path, "this key changes the arithmetic and is not understood", where=key, got=self.metadata[key]
-                )
+                raise UnsupportedError(self.path, "this key changes the arithmetic and is not understood", where=key,
+                                       got=_short(self.metadata[key]))  # fmt: skip
+
+
+def _short(value: object) -> str:
+    text = repr(value[:4]) if isinstance(value, (list, str)) else repr(value)
+    return text if len(text) < 80 else text[:80] + "…"
 
 
 @dataclass(frozen=True)
@@ -101,10 +107,11 @@ class Config:
     rope_base: float
     rope_factor: float  # positions are divided by it (linear scaling)
 
-    def frequencies(self, factors: np.ndarray | None = None) -> tuple[float, ...]:
+    def frequencies(self, path: Path, factors: np.ndarray | None = None) -> tuple[float, ...]:
         """Rotation per position of each pair, in radians (float64): base^(-2i/d) / factor / factors[i].
 
         Decimal arithmetic, so that every machine gets the same bits (pow of the C libraries differs by CPU).
+        Raises FileError where base and factors give no angle, or a wild one; `path` is for its message.
         """
         half = self.rope_dim // 2
         with localcontext() as context:
@@ -114,7 +121,12 @@ class Config:
                 float((log * Decimal(-2 * i) / Decimal(self.rope_dim)).exp() / Decimal(self.rope_factor))
                 for i in range(half)
             ]
-        return tuple(table) if factors is None else tuple(f / float(x) for f, x in zip(table, factors, strict=True))
+        with np.errstate(all="ignore"):
+            turned = np.array(table) if factors is None else np.array(table) / factors.astype(np.float64)
+        if not ((turned >= 0) & (turned <= FASTEST)).all():
+            raise FileError(path, "the rotations are absurd", where=f"{self.arch}.rope",
+                            expected=f"up to {FASTEST:g} radians a position", got=_short(turned))  # fmt: skip
+        return tuple(turned.tolist())
 
 
 def read(keys: Keys, vocab: int) -> Config:
@@ -124,14 +136,14 @@ def read(keys: Keys, vocab: int) -> Config:
     """
     width, heads = keys.count("embedding_length"), keys.count("attention.head_count")
     kv_heads = keys.count("attention.head_count_kv", heads)
-    if width % heads and "attention.key_length" not in str(keys.metadata.keys()):
+    if width % heads and f"{keys.arch}.attention.key_length" not in keys.metadata:
         raise FileError(keys.path, "the width is no multiple of the heads", where=f"{keys.arch}.embedding_length",
                         expected=f"a multiple of {heads}", got=width)  # fmt: skip
     if heads % kv_heads:
-        raise FileError(keys.path, "query heads are no multiple of key heads", where=f"{keys.arch}.attention.head_count",
+        raise FileError(keys.path, "no multiple of the key heads", where=f"{keys.arch}.attention.head_count",
                         expected=f"a multiple of {kv_heads}", got=heads)  # fmt: skip
-    dk = keys.count("attention.key_length", width // heads)
-    dv = keys.count("attention.value_length", dk)
+    dk = keys.count("attention.key_length", width // heads, LARGEST_HEAD)
+    dv = keys.count("attention.value_length", dk, LARGEST_HEAD)
     rope_dim = keys.count("rope.dimension_count", dk)
     if rope_dim > dk or rope_dim % 2:
         raise FileError(keys.path, "a key is absurd", where=f"{keys.arch}.rope.dimension_count",
@@ -150,11 +162,9 @@ def _linear_factor(keys: Keys) -> float:
     """By how much positions are divided. `rope.scale_linear` is the key of older files."""
     kind = keys.get("rope.scaling.type", str, "linear")
     factor = keys.positive("rope.scaling.factor", keys.positive("rope.scale_linear", 1.0))
-    if kind == "none" or factor == 1.0:
-        return 1.0
-    if kind != "linear":
+    if kind not in ("none", "linear"):
         raise UnsupportedError(
             keys.path, "this RoPE scaling is not supported", where=f"{keys.arch}.rope.scaling.type",
             expected="none or linear", got=kind,
         )  # fmt: skip
-    return factor
+    return 1.0 if kind == "none" else factor

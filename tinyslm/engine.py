@@ -51,11 +51,12 @@ class Engine:
 
     def _batch(self, works: Items[Work], lengths: list[int]) -> Batch:
         ends = np.cumsum(lengths)
+        starts = [w.sequence.length for w in works]
         wanted = [range(end - w.outputs, end) for w, end in zip(works, ends.tolist(), strict=True)]
         return Batch(
             ids=np.concatenate([w.ids for w in works]),
             positions=np.concatenate(
-                [np.arange(w.sequence.length, w.sequence.length + n, dtype=np.int32) for w, n in zip(works, lengths, strict=True)]
+                [np.arange(at, at + n, dtype=np.int32) for at, n in zip(starts, lengths, strict=True)]
             ),
             sequence=np.repeat(np.arange(len(works), dtype=np.int32), lengths),
             outputs=np.fromiter(chain.from_iterable(wanted), np.int32),

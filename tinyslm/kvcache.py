@@ -32,7 +32,7 @@ class Cache:
         self.backend = backend
 
     def reserve(self, s: Sequence, length: int) -> None:
-        """Have pages for positions up to `length`, none of those to be written shared. MemoryError leaves `s` as it was."""
+        """Have pages for positions up to `length`, none to be written shared. MemoryError: `s` holds the same."""
         if s.length % PAGE and s.length < length and s.pages[s.length // PAGE].holders > 1:
             self._own(s, s.length // PAGE)
         while len(s.pages) * PAGE < length:

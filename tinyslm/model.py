@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -59,8 +61,10 @@ def load(
 class Stream:
     """The pieces of one answer, as an iterator. prompt_tokens: ids of the prompt; seed: of its draws."""
 
-    def __init__(self, request: GenerateRequest, pieces: Generator[Piece, None, None]) -> None:
-        self._request, self._pieces = request, pieces
+    def __init__(
+        self, request: GenerateRequest, pieces: Generator[Piece, None, None], cancel: Callable[[], None]
+    ) -> None:
+        self._request, self._pieces, self._cancel = request, pieces, cancel
         self.prompt_tokens, self.seed = len(request.ids), request.sampler.seed
 
     def __iter__(self) -> Stream:
@@ -80,8 +84,10 @@ class Stream:
         return self._request.finish
 
     def close(self) -> None:
-        """Cancel what is left."""
-        self._pieces.close()
+        """Cancel what is left. From any thread: one that waits for a piece gets CancelledError."""
+        self._cancel()
+        with suppress(ValueError):  # that other thread is in the generator, and ends it
+            self._pieces.close()
 
 
 class Model:
@@ -111,8 +117,8 @@ class Model:
                 made = backends.make(self.backend, program, Weights(file), self.threads, chunk, progress)
                 try:
                     self.tokenizer: Tokenizer = future.result()
-                    if self.tokenizer.vocab_size > program.vocab:
-                        raise FileError(self.path, "the vocabulary has more tokens than the embedding has rows",
+                    if self.tokenizer.vocab_size != program.vocab:
+                        raise FileError(self.path, "the vocabulary has not as many tokens as the embedding has rows",
                                         expected=program.vocab, got=self.tokenizer.vocab_size)  # fmt: skip
                 except BaseException:
                     made.close()
@@ -149,6 +155,8 @@ class Model:
         Raises PromptTooLongError, OptionError, NonFiniteError, ClosedError; CancelledError where the model is closed
         meanwhile.
         """
+        if not isinstance(prompt, Iterable):
+            raise OptionError(f"a prompt is a str, or prompts a list of them, not {type(prompt).__name__}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         requests = [self._request(text, i, False, **options) for i, text in enumerate(prompts)]
         try:
@@ -165,7 +173,7 @@ class Model:
         Closing the stream, or leaving its loop, cancels the request.
         """
         request = self._request(prompt, 0, True, **options)
-        return Stream(request, self._pieces(request))
+        return Stream(request, self._pieces(request), lambda: self._scheduler.cancel(request))
 
     def _pieces(self, request: GenerateRequest) -> Generator[Piece, None, None]:
         done = False
@@ -184,13 +192,13 @@ class Model:
         """A request from the options of generate; its prompt is encoded with what the file asks for around it."""
         if not isinstance(prompt, str):
             raise OptionError(f"a prompt is a str, not {type(prompt).__name__}")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
         if not all(isinstance(s, str) and s for s in stops):
             raise OptionError(f"stop={stop!r}: must be texts that are not empty")
         ends = self.tokenizer.eog
-        if ignore_eos:
-            sampling["logit_bias"] = {**dict.fromkeys(ends, -np.inf), **(sampling.get("logit_bias") or {})}
         try:
+            if ignore_eos:
+                sampling["logit_bias"] = {**(sampling.get("logit_bias") or {}), **dict.fromkeys(ends, -np.inf)}
             params = Sampling(seed=None if seed is None else seed + number, **sampling)
         except TypeError as error:
             raise OptionError(str(error).replace("Sampling.__init__()", "generate")) from None
@@ -207,9 +215,7 @@ class Model:
 
         Raises PromptTooLongError, OptionError for an id outside the vocabulary or no ids at all, NonFiniteError.
         """
-        checked = self._checked([int(i) for i in ids])
-        if not all(0 <= i < self.vocab_size for i in checked):
-            raise OptionError(f"a token id is outside the vocabulary of {self.vocab_size}")
+        checked = self._checked([_integer("token id", i, 0, self.vocab_size - 1) for i in ids])
         rows = len(checked) if last is None else _integer("last", last, 1, len(checked))
         out = np.empty((rows, self.vocab_size), np.float32)
         request = LogitsRequest(checked, out)
@@ -244,7 +250,8 @@ class Model:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_scheduler"):
+        # at the end of the process its threads are gone or frozen in a step: nothing can be waited for or taken away
+        if hasattr(self, "_scheduler") and not sys.is_finalizing():
             self.close()
 
     def __reduce__(self) -> tuple[object, ...]:

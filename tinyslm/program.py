@@ -22,7 +22,7 @@ Form = Literal["panels", "rows", "floats"]
 
 @dataclass(frozen=True)
 class Kernels:
-    """What the lowering must know of the C core: bytes of panels, rows and act slots, and how activations are rounded."""
+    """What the lowering must know of C: bytes of panels, rows and act slots, and how activations are rounded."""
 
     panel_bytes: Callable[[int, int], int]  # (type, k)
     row_bytes: Callable[[int, int], int]
@@ -42,7 +42,7 @@ class Placement:
 
 @dataclass
 class LoweredOp:
-    """The fields of slm_op, by the same names; `reads` and `writes` are what the layout and the barriers follow from."""
+    """The fields of slm_op, by the same names; then the values and slots that layout and barriers follow from."""
 
     kind: str
     output: int = 0
@@ -387,7 +387,7 @@ def _conflict(a: _Access, b: _Access) -> bool:
 
 
 def _barriers(ops: list[LoweredOp], kernels: Kernels, rows: int, bit: int) -> None:
-    """Set `bit` on every op that touches what another thread may have written, or still read, since the last barrier."""
+    """Set `bit` on every op that touches what another thread may have written, or still reads, since the last one."""
     since: list[_Access] = []
     for op in ops:
         now = _accesses(op, kernels, rows, bit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -41,6 +42,18 @@ class Sampler:
         return p.repeat_penalty != 1 or p.frequency_penalty != 0 or p.presence_penalty != 0
 
 
+_held = threading.local()
+
+
+def _scratch(size: int) -> np.ndarray:
+    """Memory of the calling thread for one draw: `size` bytes on 64. Requests share it, as there may be many."""
+    room: np.ndarray | None = getattr(_held, "room", None)
+    if room is None or len(room) < size:
+        block = np.empty(size + 64, np.uint8)
+        room = _held.room = block[-block.ctypes.data % 64 :]
+    return room
+
+
 class _Native:
     def __init__(self, params: Sampling, vocab: int) -> None:
         from ._native import ffi, lib
@@ -53,17 +66,14 @@ class _Native:
         bias = params.logit_bias or {}
         self.bias_ids, self.bias = ffi.new("int32_t[]", list(bias)), ffi.new("float[]", list(bias.values()))
         self.n_bias = len(bias)
-        room = lib.slm_sample_scratch(vocab)
-        self._room = np.empty(room + 64, np.uint8)
-        start = -self._room.ctypes.data % 64
-        self.scratch = ffi.from_buffer(self._room[start : start + room])
         self.logprob = ffi.new("float *")
 
     def draw(self, logits: np.ndarray, index: int, recent: Sequence[int], logprob: bool) -> tuple[int, float | None]:
         null = self.ffi.NULL
         token = self.lib.slm_sample(
             self.ffi.from_buffer("float[]", logits), self.vocab, self.sampler, index, list(recent), len(recent),
-            self.bias_ids, self.bias, self.n_bias, null, self.logprob if logprob else null, 0, null, null, self.scratch,
+            self.bias_ids, self.bias, self.n_bias, null, self.logprob if logprob else null, 0, null, null,
+            self.ffi.from_buffer(_scratch(self.lib.slm_sample_scratch(self.vocab))),
         )  # fmt: skip
         if token == self.lib.SLM_E_NONFINITE:
             raise NonFiniteError("no token can be drawn: a logit is no finite number, or all are banned")

@@ -30,7 +30,7 @@ class Piece:
 
 
 class Request:
-    """Something that wants tokens stepped. `ids` are those not yet stepped; the scheduler's thread owns all but `cancel`."""
+    """Something that wants tokens stepped. `ids` are those left; the scheduler's thread owns all but `cancelled`."""
 
     def __init__(self, ids: list[int]) -> None:
         self.sequence, self.cancelled = Sequence(), False
@@ -135,14 +135,20 @@ class Scheduler:
         self.engine, self.rows = engine, rows
         self._logits = np.empty((0, engine.program.vocab), np.float32)
         self._closed = False
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
         self.forget()
 
     def forget(self) -> None:
         """Start with no requests and no thread; after a fork, the parent's stay with the parent."""
-        self._lock = threading.Lock()
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
+        # reentrant: the garbage collector may close a stream or a model while its own thread holds the lock
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
+        for request in (*self._waiting, *self._running):
+            self.engine.cache.free(request.sequence)
+            request.events.put(CancelledError("the process forked: the request goes on in the parent"))
+        self._waiting.clear()
+        self._running.clear()
 
     def submit(self, *requests: Request) -> None:
         """Queue requests, so that those given together run together. Raises ClosedError."""
@@ -152,7 +158,11 @@ class Scheduler:
             self._waiting.extend(requests)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="tinyslm", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except BaseException:  # no thread to be had, or Ctrl-C: should it run after all, it is not the one
+                    self._thread = None
+                    raise
 
     def cancel(self, *requests: Request) -> None:
         """End requests soon; whoever waits for them gets CancelledError."""
@@ -179,6 +189,8 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self._lock:
+                if self._thread is not threading.current_thread():
+                    return
                 self._admit()
                 if not self._running:
                     self._thread = None
@@ -202,7 +214,8 @@ class Scheduler:
                 self._running.append(request)
 
     def _retire(self, request: Request, error: BaseException | None = None) -> None:
-        self._running.remove(request)
+        with self._lock:
+            self._running.remove(request)
         self.engine.cache.free(request.sequence)
         request.events.put(error)
 

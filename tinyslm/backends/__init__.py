@@ -30,7 +30,8 @@ def choose(name: str | None = None) -> str:
     if wanted == "native" and not has_native():
         raise BackendError(f"the C core was not built: {REMEDY}")
     if wanted is None and not has_native():
-        warnings.warn(f"the C core was not built, the slower numba backend is used; for the fast one {REMEDY}", stacklevel=2)
+        text = f"the C core was not built, the slower numba backend is used; for the fast one {REMEDY}"
+        warnings.warn(text, stacklevel=2)
     return wanted or ("native" if has_native() else "numba")
 
 

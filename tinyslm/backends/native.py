@@ -21,15 +21,16 @@ from .base import Batch, Weights, matrix_types
 SLICE = 2 << 20  # bytes of a file that are read and packed at once
 KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block)
 FIELDS = (
-    "output gather barrier type type2 n k ldx ldy ldout heads kv_heads dk dv rope act_block eps scale x y out w w2 bias "
-    "bias2 norm kv act_narrow act_wide"
-).split()
+    "output", "gather", "barrier", "type", "type2", "n", "k", "ldx", "ldy", "ldout", "heads", "kv_heads", "dk", "dv",
+    "rope", "act_block", "eps", "scale", "x", "y", "out", "w", "w2", "bias", "bias2", "norm", "kv", "act_narrow",
+    "act_wide",
+)  # fmt: skip
 NO_BUFFER = ffi.cast("uint8_t *", 0)
 
 
 def isa_names() -> list[tuple[str, bool]]:
     """The instruction sets of this build, best first, and whether this CPU has each."""
-    out = []
+    out: list[tuple[str, bool]] = []
     while (name := lib.slm_isa_name(len(out))) != ffi.NULL:
         out.append((ffi.string(name).decode(), bool(lib.slm_isa_here(len(out)))))
     return out
@@ -201,7 +202,7 @@ def _ints(a: np.ndarray) -> Any:
 
 
 def _slices(place: Placement, weights: Weights) -> list[tuple[Placement, int, int, int]]:
-    """A weight's rows in slices of about SLICE bytes: whole panels, and whole heads where rows change places in them."""
+    """A weight's rows in slices of about SLICE bytes: whole panels, and whole heads where rows are permuted in them."""
     w = place.weight
     if place.form == "floats":
         return [(place, 0, w.n, 4 * w.n)]

@@ -11,7 +11,7 @@ from ..errors import OptionError
 def default_threads() -> int:
     """TINYSLM_THREADS, or the physical cores that this process may use. OptionError where the variable is no count."""
     wanted = os.environ.get("TINYSLM_THREADS")
-    if wanted is not None:
+    if wanted:
         if not wanted.isdecimal() or not 1 <= int(wanted) <= 1024:
             raise OptionError(f"TINYSLM_THREADS={wanted!r}: must be a number from 1 to 1024")
         return int(wanted)
@@ -31,19 +31,19 @@ def physical_cores(cpus: set[int], root: Path = Path("/sys/devices/system/cpu"))
 
 
 def quota(membership: Path, root: Path) -> int:
-    """Whole CPUs of the tightest cgroup quota (versions 1 and 2) above this process, rounded up; many where there is none."""
+    """CPUs of the tightest cgroup quota (versions 1 and 2) above this process, rounded up; many where there is none."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
         return 1 << 10
     found = [float(1 << 10)]
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "none", "")
         if controllers and "cpu" not in controllers.split(","):
             continue
         base = root if not controllers else root / "cpu"
-        folder = base / path.lstrip("/")
-        for folder in (folder, *folder.parents):
+        own = base / path.lstrip("/")
+        for folder in (own, *own.parents):
             found.append(_quota_of(folder))
             if folder == base:
                 break
@@ -58,5 +58,5 @@ def _quota_of(folder: Path) -> float:
             most = (folder / "cpu.cfs_quota_us").read_text()
             period = (folder / "cpu.cfs_period_us").read_text()
         return float(most) / float(period) if most.strip() != "max" and float(most) > 0 else float(1 << 10)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return float(1 << 10)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..config import Keys
+from ..config import LIMIT, Keys
 from ..errors import FileError, UnsupportedError
 from ..ops import Program, Weight
 from . import llama
@@ -32,15 +32,17 @@ class Tensors:
         return name in self.tensors
 
     def get(self, name: str, n: int, k: int = 0, rope_heads: int = 0, rope_dim: int = 0) -> Weight:
-        """The tensor `name` of n rows of k elements (a vector of n where k is 0). FileError if it is missing or not so."""
+        """The tensor `name` of n rows of k elements (of n elements where k is 0). FileError if there is none such."""
         tensor = self.tensors.get(name)
         if tensor is None:
             raise FileError(self.path, "a tensor is missing", where=name)
-        shape = (k, n) if k else (n,)
+        shape: tuple[int, ...] = (k, n) if k else (n,)
         while len(tensor.shape) > len(shape) and tensor.shape[-1] == 1:
             shape += (1,)
         if tensor.shape != shape:
             raise FileError(self.path, "a tensor has the wrong shape", where=name, expected=shape, got=tensor.shape)
+        if max(shape) > LIMIT:
+            raise FileError(self.path, "a tensor is absurd", where=name, expected=f"sides up to {LIMIT}", got=shape)
         self.used.add(name)
         return Weight(name, n, k, rope_heads, rope_dim)
 

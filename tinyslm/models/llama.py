@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from . import Tensors
 
 # Rotation tables that old converters wrote out; ours are computed.
-IGNORED = (r"blk\.\d+\.attn_rot_embd(\.weight)?", r"rope_freqs")
+IGNORED: tuple[str, ...] = (r"blk\.\d+\.attn_rot_embd(\.weight)?", r"rope_freqs")
 
 
 def program(keys: config.Keys, tensors: Tensors) -> Program:
@@ -24,7 +24,7 @@ def program(keys: config.Keys, tensors: Tensors) -> Program:
     c = config.read(keys, tensors.rows("token_embd.weight"))
     b = Builder(c.vocab, c.context)
     factors = tensors.floats("rope_freqs.weight", c.rope_dim // 2) if "rope_freqs.weight" in tensors else None
-    table = b.table(c.frequencies(factors))
+    table = b.table(c.frequencies(keys.path, factors))
     embedding = tensors.get("token_embd.weight", c.vocab, c.width)
     x = b.embed(embedding)
     for i in range(c.layers):
