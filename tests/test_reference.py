@@ -51,9 +51,12 @@ def test_fma_is_rounded_once() -> None:
         (np.float32(1.5), one + ulp, np.float32(2.0**-70)),
         (np.float32(1.5), one + ulp, np.float32(-(2.0**-70))),
         (np.float32(-1.5), one + ulp, np.float32(2.0**-70)),
-        (np.float32(2.0**-75), np.float32(2.0**-75), np.float32(2.0**-149)),  # a half among denormals, and what decides
-        (np.float32(1.5 * 2.0**-75), np.float32(2.0**-75), np.float32(3 * 2.0**-149)),
-        (np.float32(1 + 2.0**-12), np.float32((1 + 2.0**-12) * 2.0**-138), np.float32(2.0**-126)),
+        (np.float32((1 + 2.0**-23) * 2.0**-12), np.float32((1 - 2.0**-23) * 2.0**-12), one + ulp),  # just below a half
+        (
+            np.float32((1 + 2.0**-23) * 2.0**-75),
+            np.float32((1 - 2.0**-23) * 2.0**-75),
+            np.float32(2.0**-127 + 2.0**-149),
+        ),
         (np.float32(3), np.float32(5), np.float32(-15)),
     ]
     # Few bits, far apart: the halfway cases that drawn floats never meet.

@@ -185,7 +185,7 @@ def attend_sequence(q: np.ndarray, positions: np.ndarray, pages: Page) -> np.nda
         row = np.searchsorted(positions, start)  # the first that sees so far
         most, weight, mean = attend_segment(q[row:], positions[row:], pages, start)
         new = np.maximum(top[row:], most)
-        kept, added = exp_down(difference(top[row:], new)), exp_down(difference(most, new))
+        kept, added = exp_down(top[row:] - new), exp_down(most - new)
         top[row:] = new
         total[row:] = total[row:] * kept + weight * added
         out[row:] = fma32(mean, added, out[row:] * kept)
@@ -197,12 +197,6 @@ def empty_sums(q: np.ndarray, pages: Page) -> tuple[np.ndarray, np.ndarray, np.n
     """For each query: the greatest score, the sum of weights, both (…, 1), and that of weighted values (…, dv)."""
     sums = np.zeros((*q.shape[:3], 1 + pages[0][1].shape[2]), np.float32)
     return np.full((*q.shape[:3], 1), -np.inf, np.float32), sums[..., :1], sums[..., 1:]
-
-
-def difference(x: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """x − most; 0 where they are the same, even if both are −∞."""
-    out: np.ndarray = np.where(x == most, np.float32(0), x - most)
-    return out
 
 
 def attend_segment(
@@ -218,7 +212,7 @@ def attend_segment(
         scores = np.where(seen, page_scores(q[row:], keys.astype(np.float32)), np.float32(-np.inf))
         new = np.maximum(most[row:], scores.max(axis=3, keepdims=True))
         share = np.where(seen, exp_down(scores - new), np.float32(0))
-        kept = exp_down(difference(most[row:], new))
+        kept = exp_down(most[row:] - new)
         quarters = share.reshape(*share.shape[:3], 4, 16)
         lanes = (quarters[..., 0, :] + quarters[..., 1, :]) + (quarters[..., 2, :] + quarters[..., 3, :])
         most[row:] = new
