@@ -2,9 +2,9 @@
 
     python weights/evaluate.py --run DIR [--documents 500] [--samples 200] [--out weights/samples.txt]
 
-A sampled tale counts as new when it stands in no document that the training read, sentence for sentence; a
-sentence counts as known when the training read it (they come from one grammar, so most are). Answers are checked by the grammar's
-own rules where a rule says what is right.
+A sampled tale counts as new when it stands in no document that the training read, sentence for sentence, and a sentence
+as new when the training read it nowhere (few are: all come from one grammar). A tale slips where its end does not fit
+its beginning, as far as rules can tell.
 """
 
 from __future__ import annotations

@@ -74,6 +74,18 @@ class Block(nn.Module):
         self.ffn_up = nn.Linear(s.width, s.hidden, bias=False)
         self.ffn_down = nn.Linear(s.hidden, s.width, bias=False)
 
+    @torch.no_grad()
+    def copy_what_it_sees(self, strength: float = 0.2) -> None:
+        """Starts with output times v as a multiple of a projection: what a head looks at becomes likelier as the next token.
+
+        The tales need names and things copied over long distances; from small random weights that skill comes late.
+        """
+        s = self.shape
+        nn.init.orthogonal_(self.attn_v.weight)
+        v = self.attn_v.weight.view(s.kv_heads, s.head_dim, s.width)
+        back = v.repeat_interleave(s.heads // s.kv_heads, 0).reshape(s.width, s.width)
+        self.attn_output.weight.copy_(strength * back.T)
+
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None) -> Tensor:
         s = self.shape
         batch, length, _ = x.shape
@@ -113,6 +125,9 @@ class Net(nn.Module):
             if p.ndim == 2:
                 last = name.endswith(("attn_output.weight", "ffn_down.weight"))
                 nn.init.normal_(p, std=0.02 / (2 * s.layers) ** 0.5 if last else 0.02)
+        nn.init.normal_(self.token_embd.weight, std=0.05)
+        for block in self.blk[s.layers // 2 :]:
+            block.copy_what_it_sees()
 
     def forward(self, ids: Tensor, past: Past | None = None) -> Tensor:
         """ids (batch, length) to logits (batch, length, vocab). With a past, ids follow it, one a row."""
