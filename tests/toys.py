@@ -79,7 +79,7 @@ class Toy:
             x = b.add(x, self.linear(b, a, f"{i}.out", s.width))
             y = b.rmsnorm(x, self.vector(f"{i}.norm2", s.width, 1), 1e-5)
             hidden = b.glu(self.linear(b, y, f"{i}.gate", s.ff), self.linear(b, y, f"{i}.up", s.ff), "silu")
-            x = b.add(x, self.linear(b, hidden, f"{i}.down", s.width))
+            x = b.add(self.linear(b, hidden, f"{i}.down", s.width), x)
         x = b.rmsnorm(x, self.vector("norm", s.width, 1), 1e-5)
         b.logits(b.matmul(x, embedding if s.tied else self.matrix("output", s.vocab, s.width)))
         return b.build()
