@@ -147,8 +147,13 @@ def quant_of(name: str) -> str:
     path = PurePosixPath(name)
     for text in (path.stem, path.parent.name):
         if found := list(_QUANT.finditer(text)):
-            return re.sub("^FP", "F", found[-1].group().upper())
+            return _spelled(found[-1].group())
     return ""
+
+
+def _spelled(quant: str) -> str:
+    """As GGUF spells it: capitals, F16 for fp16."""
+    return re.sub("^FP", "F", quant.upper())
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -183,7 +188,7 @@ def _matches(choices: list[Choice], wanted: str) -> list[Choice]:
     if wanted.lower().endswith(".gguf"):
         names = [c for c in choices if any(f.name == wanted for f in c.files)]
         return names or [c for c in choices if any(f.name.rpartition("/")[2] == wanted for f in c.files)]
-    for kind in (wanted.upper(),) if wanted else PREFERENCE:
+    for kind in (_spelled(wanted),) if wanted else PREFERENCE:
         for spelling in (kind, f"UD-{kind}"):
             if found := [c for c in choices if c.quant == spelling]:
                 return found
