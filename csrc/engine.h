@@ -2,9 +2,12 @@
 #ifndef SLM_ENGINE_H
 #define SLM_ENGINE_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "api.h"
+
+_Static_assert(FLT_EVAL_METHOD == 0, "float arithmetic must round to float at every step");
 
 enum { SLM_PAGE = 64, SLM_SEGMENT = 512 }; /* positions in a KV page; in an attention segment */
 enum { SLM_ATTEND_ROWS = 8 };              /* the most tokens of one sequence in an attention unit */

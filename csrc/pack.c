@@ -43,144 +43,111 @@ static inline void planes_get(int planes, const uint8_t *p, uint8_t *q) {
   }
 }
 
+/* What the kins differ in: weights in a block; bytes of small scales a block and row; whether there are minima. */
+enum { legacy_BLOCK = 32, legacy_SMALL = 0, k16_BLOCK = 256, k16_SMALL = 16, k32_BLOCK = 256, k32_SMALL = 12 };
+
 /* Where a panel's parts start. */
 typedef struct {
   uint8_t *codes, *small, *scales, *mins;
 } parts;
-static inline parts legacy_parts(uint8_t *panel, int k, int planes) {
-  uint8_t *scales = panel + (int64_t)k / 32 * 64 * planes;
-  return (parts){panel, NULL, scales, scales + (int64_t)k / 32 * 32};
-}
-static inline parts k16_parts(uint8_t *panel, int k, int planes) {
-  uint8_t *small = panel + (int64_t)k / 32 * 64 * planes;
-  return (parts){panel, small, small + k, NULL};
-}
-static inline parts k32_parts(uint8_t *panel, int k, int planes) {
-  uint8_t *small = panel + (int64_t)k / 32 * 64 * planes, *scales = small + (int64_t)k / 256 * 192;
-  return (parts){panel, small, scales, scales + (int64_t)k / 256 * 32};
+static inline parts parts_of(const uint8_t *panel, int k, int planes, int block, int small) {
+  parts p = {(uint8_t *)panel, NULL, NULL, NULL};
+  p.small = p.codes + (int64_t)k / 32 * 64 * planes;
+  p.scales = p.small + (int64_t)k / block * small * PANEL;
+  p.mins = p.scales + (int64_t)k / block * 2 * PANEL;
+  return p;
 }
 
-/* Row r of a panel from a row of the file, and back; source NULL is a row of zeros. */
-#define legacy_ROW(type, planes, zero, min)                                                         \
+/* The scales of block i of row r, by kin: to the panel, from it, and as floats that weights are made of. */
+#define legacy_SCALES(type, zero, min)                                                              \
+  static inline void scales_put_##type(const block_##type *b, parts p, int i, int r) {              \
+    uint16_t m = min_get_##type(b);                                                                 \
+    memcpy(p.scales + 32 * i + 2 * r, &b->d, 2);                                                    \
+    if (min) memcpy(p.mins + 32 * i + 2 * r, &m, 2);                                                \
+  }                                                                                                 \
+  static inline void scales_get_##type(block_##type *b, parts p, int i, int r) {                    \
+    uint16_t m = 0;                                                                                 \
+    memcpy(&b->d, p.scales + 32 * i + 2 * r, 2);                                                    \
+    if (min) memcpy(&m, p.mins + 32 * i + 2 * r, 2);                                                \
+    min_put_##type(b, m);                                                                           \
+  }                                                                                                 \
+  static inline void weights_##type(const block_##type *b, const uint8_t *q, float *w) {            \
+    const float d = slm_f16_to_f32(b->d), m = slm_f16_to_f32(min_get_##type(b));                    \
+    for (int j = 0; j < 32; j++) {                                                                  \
+      const float x = d * (float)(q[j] - ZERO(zero));                                               \
+      w[j] = (min) ? x + m : x;                                                                     \
+    }                                                                                               \
+  }
+#define k16_SCALES(type, zero, min)                                                                 \
+  static inline void scales_put_##type(const block_##type *b, parts p, int i, int r) {              \
+    for (int g = 0; g < 16; g++) p.small[256 * i + 16 * g + r] = (uint8_t)b->scale[g];              \
+    memcpy(p.scales + 32 * i + 2 * r, &b->d, 2);                                                    \
+  }                                                                                                 \
+  static inline void scales_get_##type(block_##type *b, parts p, int i, int r) {                    \
+    for (int g = 0; g < 16; g++) b->scale[g] = (int8_t)p.small[256 * i + 16 * g + r];               \
+    memcpy(&b->d, p.scales + 32 * i + 2 * r, 2);                                                    \
+  }                                                                                                 \
+  static inline void weights_##type(const block_##type *b, const uint8_t *q, float *w) {            \
+    for (int g = 0; g < 16; g++) {                                                                  \
+      const float d = slm_f16_to_f32(b->d) * (float)b->scale[g];                                    \
+      for (int j = 16 * g; j < 16 * g + 16; j++) w[j] = d * (float)(q[j] - ZERO(zero));             \
+    }                                                                                               \
+  }
+#define k32_SCALES(type, zero, min)                                                                 \
+  static inline void scales_put_##type(const block_##type *b, parts p, int i, int r) {              \
+    for (int w = 0; w < 3; w++) memcpy(p.small + 192 * i + 64 * w + 4 * r, b->small + 4 * w, 4);    \
+    memcpy(p.scales + 32 * i + 2 * r, &b->d, 2);                                                    \
+    memcpy(p.mins + 32 * i + 2 * r, &b->dmin, 2);                                                   \
+  }                                                                                                 \
+  static inline void scales_get_##type(block_##type *b, parts p, int i, int r) {                    \
+    for (int w = 0; w < 3; w++) memcpy(b->small + 4 * w, p.small + 192 * i + 64 * w + 4 * r, 4);    \
+    memcpy(&b->d, p.scales + 32 * i + 2 * r, 2);                                                    \
+    memcpy(&b->dmin, p.mins + 32 * i + 2 * r, 2);                                                   \
+  }                                                                                                 \
+  static inline void weights_##type(const block_##type *b, const uint8_t *q, float *w) {            \
+    uint8_t scale[8], least[8];                                                                     \
+    six_bits_get(b->small, scale, least);                                                           \
+    for (int g = 0; g < 8; g++) {                                                                   \
+      const float d = slm_f16_to_f32(b->d) * (float)scale[g], m = slm_f16_to_f32(b->dmin) * (float)least[g]; \
+      for (int j = 32 * g; j < 32 * g + 32; j++) w[j] = d * (float)(q[j] - ZERO(zero)) - m;         \
+    }                                                                                               \
+  }
+#define ZERO(zero) ((zero) < 0 ? 0 : 1 << ((zero) < 0 ? 0 : (zero)))
+
+/* Row r of a panel from a row of the file (NULL: zeros), and back; a row of the file as floats. */
+#define FORMAT(type, kin, planes, zero, min)                                                        \
+  kin##_SCALES(type, zero, min)                                                                     \
   static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
-    parts p = legacy_parts(panel, k, planes);                                                       \
-    for (int i = 0; i < k / 32; i++) {                                                              \
+    const parts p = parts_of(panel, k, planes, kin##_BLOCK, kin##_SMALL);                           \
+    for (int i = 0; i < k / kin##_BLOCK; i++) {                                                     \
       block_##type b = {0};                                                                         \
-      uint8_t q[32];                                                                                \
+      uint8_t q[kin##_BLOCK], *codes = p.codes + (int64_t)i * kin##_BLOCK / 32 * 64 * (planes) + 4 * r; \
       if (source) memcpy(&b, source + i * sizeof b, sizeof b);                                      \
       codes_get_##type(&b, q);                                                                      \
-      planes_put(planes, q, p.codes + (int64_t)i * 64 * (planes) + 4 * r);                          \
-      memcpy(p.scales + 32 * i + 2 * r, &b.d, 2);                                                   \
-      uint16_t m = min_get_##type(&b);                                                              \
-      if (min) memcpy(p.mins + 32 * i + 2 * r, &m, 2);                                              \
+      for (int g = 0; g < kin##_BLOCK / 32; g++) planes_put(planes, q + 32 * g, codes + g * 64 * (planes)); \
+      scales_put_##type(&b, p, i, r);                                                               \
     }                                                                                               \
   }                                                                                                 \
   static void get_##type(const uint8_t *panel, int k, int r, uint8_t *target) {                     \
-    parts p = legacy_parts((uint8_t *)panel, k, planes);                                            \
-    for (int i = 0; i < k / 32; i++) {                                                              \
+    const parts p = parts_of(panel, k, planes, kin##_BLOCK, kin##_SMALL);                           \
+    for (int i = 0; i < k / kin##_BLOCK; i++) {                                                     \
       block_##type b;                                                                               \
-      uint8_t q[32];                                                                                \
-      uint16_t m = 0;                                                                               \
-      planes_get(planes, p.codes + (int64_t)i * 64 * (planes) + 4 * r, q);                          \
+      uint8_t q[kin##_BLOCK], *codes = p.codes + (int64_t)i * kin##_BLOCK / 32 * 64 * (planes) + 4 * r; \
+      for (int g = 0; g < kin##_BLOCK / 32; g++) planes_get(planes, codes + g * 64 * (planes), q + 32 * g); \
       codes_put_##type(&b, q);                                                                      \
-      memcpy(&b.d, p.scales + 32 * i + 2 * r, 2);                                                   \
-      if (min) memcpy(&m, p.mins + 32 * i + 2 * r, 2);                                              \
-      min_put_##type(&b, m);                                                                        \
+      scales_get_##type(&b, p, i, r);                                                               \
       memcpy(target + i * sizeof b, &b, sizeof b);                                                  \
     }                                                                                               \
   }                                                                                                 \
   static void floats_##type(const uint8_t *source, int k, float *target) {                          \
-    for (int i = 0; i < k / 32; i++) {                                                              \
+    for (int i = 0; i < k / kin##_BLOCK; i++) {                                                     \
       block_##type b;                                                                               \
-      uint8_t q[32];                                                                                \
+      uint8_t q[kin##_BLOCK];                                                                       \
       memcpy(&b, source + i * sizeof b, sizeof b);                                                  \
       codes_get_##type(&b, q);                                                                      \
-      const float d = slm_f16_to_f32(b.d), m = slm_f16_to_f32(min_get_##type(&b));                  \
-      const int offset = (zero) < 0 ? 0 : 1 << ((zero) < 0 ? 0 : (zero));                           \
-      for (int j = 0; j < 32; j++) {                                                                \
-        float w = d * (float)(q[j] - offset);                                                       \
-        target[32 * i + j] = (min) ? w + m : w;                                                     \
-      }                                                                                             \
+      weights_##type(&b, q, target + i * kin##_BLOCK);                                              \
     }                                                                                               \
   }
-#define k16_ROW(type, planes, zero, min)                                                              \
-  static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
-    parts p = k16_parts(panel, k, planes);                                                            \
-    for (int i = 0; i < k / 256; i++) {                                                             \
-      block_##type b = {0};                                                                         \
-      uint8_t q[256];                                                                               \
-      if (source) memcpy(&b, source + i * sizeof b, sizeof b);                                      \
-      codes_get_##type(&b, q);                                                                      \
-      for (int g = 0; g < 8; g++) planes_put(planes, q + 32 * g, p.codes + (8L * i + g) * 64 * (planes) + 4 * r); \
-      for (int g = 0; g < 16; g++) p.small[256 * i + 16 * g + r] = (uint8_t)b.scale[g];             \
-      memcpy(p.scales + 32 * i + 2 * r, &b.d, 2);                                                   \
-    }                                                                                               \
-  }                                                                                                 \
-  static void get_##type(const uint8_t *panel, int k, int r, uint8_t *target) {                     \
-    parts p = k16_parts((uint8_t *)panel, k, planes);                                                 \
-    for (int i = 0; i < k / 256; i++) {                                                             \
-      block_##type b;                                                                               \
-      uint8_t q[256];                                                                               \
-      for (int g = 0; g < 8; g++) planes_get(planes, p.codes + (8L * i + g) * 64 * (planes) + 4 * r, q + 32 * g); \
-      codes_put_##type(&b, q);                                                                      \
-      for (int g = 0; g < 16; g++) b.scale[g] = (int8_t)p.small[256 * i + 16 * g + r];              \
-      memcpy(&b.d, p.scales + 32 * i + 2 * r, 2);                                                   \
-      memcpy(target + i * sizeof b, &b, sizeof b);                                                  \
-    }                                                                                               \
-  }                                                                                                 \
-  static void floats_##type(const uint8_t *source, int k, float *target) {                          \
-    for (int i = 0; i < k / 256; i++) {                                                             \
-      block_##type b;                                                                               \
-      uint8_t q[256];                                                                               \
-      memcpy(&b, source + i * sizeof b, sizeof b);                                                  \
-      codes_get_##type(&b, q);                                                                      \
-      for (int g = 0; g < 16; g++) {                                                                \
-        const float d = slm_f16_to_f32(b.d) * (float)b.scale[g];                                    \
-        for (int j = 0; j < 16; j++) target[256 * i + 16 * g + j] = d * (float)(q[16 * g + j] - (1 << (zero))); \
-      }                                                                                             \
-    }                                                                                               \
-  }
-#define k32_ROW(type, planes, zero, min)                                                            \
-  static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
-    parts p = k32_parts(panel, k, planes);                                                          \
-    for (int i = 0; i < k / 256; i++) {                                                             \
-      block_##type b = {0};                                                                         \
-      uint8_t q[256];                                                                               \
-      if (source) memcpy(&b, source + i * sizeof b, sizeof b);                                      \
-      codes_get_##type(&b, q);                                                                      \
-      for (int g = 0; g < 8; g++) planes_put(planes, q + 32 * g, p.codes + (8L * i + g) * 64 * (planes) + 4 * r); \
-      for (int w = 0; w < 3; w++) memcpy(p.small + 192 * i + 64 * w + 4 * r, b.small + 4 * w, 4);   \
-      memcpy(p.scales + 32 * i + 2 * r, &b.d, 2);                                                   \
-      memcpy(p.mins + 32 * i + 2 * r, &b.dmin, 2);                                                  \
-    }                                                                                               \
-  }                                                                                                 \
-  static void get_##type(const uint8_t *panel, int k, int r, uint8_t *target) {                     \
-    parts p = k32_parts((uint8_t *)panel, k, planes);                                               \
-    for (int i = 0; i < k / 256; i++) {                                                             \
-      block_##type b;                                                                               \
-      uint8_t q[256];                                                                               \
-      for (int g = 0; g < 8; g++) planes_get(planes, p.codes + (8L * i + g) * 64 * (planes) + 4 * r, q + 32 * g); \
-      codes_put_##type(&b, q);                                                                      \
-      for (int w = 0; w < 3; w++) memcpy(b.small + 4 * w, p.small + 192 * i + 64 * w + 4 * r, 4);   \
-      memcpy(&b.d, p.scales + 32 * i + 2 * r, 2);                                                   \
-      memcpy(&b.dmin, p.mins + 32 * i + 2 * r, 2);                                                  \
-      memcpy(target + i * sizeof b, &b, sizeof b);                                                  \
-    }                                                                                               \
-  }                                                                                                 \
-  static void floats_##type(const uint8_t *source, int k, float *target) {                          \
-    for (int i = 0; i < k / 256; i++) {                                                             \
-      block_##type b;                                                                               \
-      uint8_t q[256], scale[8], least[8];                                                           \
-      memcpy(&b, source + i * sizeof b, sizeof b);                                                  \
-      codes_get_##type(&b, q);                                                                      \
-      six_bits_get(b.small, scale, least);                                                          \
-      for (int g = 0; g < 8; g++) {                                                                 \
-        const float d = slm_f16_to_f32(b.d) * (float)scale[g], m = slm_f16_to_f32(b.dmin) * (float)least[g]; \
-        for (int j = 0; j < 32; j++) target[256 * i + 32 * g + j] = d * (float)q[32 * g + j] - m;   \
-      }                                                                                             \
-    }                                                                                               \
-  }
-#define FORMAT(type, kin, planes, zero, min) kin##_ROW(type, planes, zero, min)
 #include "formats.inc"
 #undef FORMAT
 
@@ -220,14 +187,13 @@ typedef struct {
   void (*get)(const uint8_t *panel, int k, int r, uint8_t *target);
   void (*floats)(const uint8_t *source, int k, float *target);
 } format;
-#define legacy_FORMAT(type, planes, min) {32, sizeof(block_##type), 32, 64 * (planes) + 32 + 32 * (min), put_##type, get_##type, floats_##type}
-#define k32_FORMAT(type, planes, min) {256, sizeof(block_##type), 256, 512 * (planes) + 192 + 64, put_##type, get_##type, floats_##type}
-#define k16_FORMAT(type, planes, min) {256, sizeof(block_##type), 256, 512 * (planes) + 256 + 32, put_##type, get_##type, floats_##type}
 static const format formats[] = {
     [SLM_F32] = {1, 4, 0, 64, put_F32, get_F32, floats_F32},
     [SLM_F16] = {1, 2, 0, 32, put_F16, get_F16, floats_F16},
     [SLM_BF16] = {1, 2, 0, 32, put_BF16, get_BF16, floats_BF16},
-#define FORMAT(type, kin, planes, zero, min) [SLM_##type] = kin##_FORMAT(type, planes, min),
+#define FORMAT(type, kin, planes, zero, min)                                                        \
+  [SLM_##type] = {kin##_BLOCK, sizeof(block_##type), kin##_BLOCK, /* activations are rounded in blocks of the weights' */ \
+                  kin##_BLOCK * 2 * (planes) + kin##_SMALL * PANEL + 32 + 32 * (min), put_##type, get_##type, floats_##type},
 #include "formats.inc"
 #undef FORMAT
 };

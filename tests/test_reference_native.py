@@ -207,9 +207,7 @@ def test_float16_edges_are_stored_alike(edges: tuple[Program, Weights]) -> None:
     "name",
     [
         "reference",
-        pytest.param(
-            "native", marks=pytest.mark.xfail(strict=True, reason="a masked share of 0 times an infinite value")
-        ),
+        "native",
     ],
 )
 def test_a_value_beyond_float16_leaves_earlier_tokens_alone(edges: tuple[Program, Weights], name: str) -> None:

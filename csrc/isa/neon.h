@@ -37,7 +37,10 @@ IN vf vf_add(vf a, vf b) { EACH a.v[i] = vaddq_f32(a.v[i], b.v[i]); return a; }
 IN vf vf_sub(vf a, vf b) { EACH a.v[i] = vsubq_f32(a.v[i], b.v[i]); return a; }
 IN vf vf_mul(vf a, vf b) { EACH a.v[i] = vmulq_f32(a.v[i], b.v[i]); return a; }
 IN vf vf_div(vf a, vf b) { EACH a.v[i] = vdivq_f32(a.v[i], b.v[i]); return a; }
-IN vf vf_max(vf a, vf b) { EACH a.v[i] = vmaxq_f32(a.v[i], b.v[i]); return a; }
+IN vf vf_max(vf a, vf b) { /* b where one is no number, as on x86 */
+  EACH a.v[i] = vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]);
+  return a;
+}
 IN vf vf_fma(vf a, vf b, vf c) { EACH c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]); return c; }
 IN vf vf_first(vf a, int n, float other) {
   float t[16];
