@@ -215,6 +215,11 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub: HubServer) -> 
     assert [r.range for r in hub.gets()] == [None, "bytes=1000000-", *["bytes=1500000-"] * 2, "bytes=1500001-"]
 
 
+def test_a_network_that_breaks_often_but_brings_something_will_do(hub: HubServer) -> None:
+    hub.faults.break_after = [100_000] * (hub_download.TRIES + 2)
+    assert fetch("someone/big").read_bytes() == BIG
+
+
 def test_a_later_process_goes_on(hub: HubServer, tmp_path: Path) -> None:
     hub.faults.break_after = [1_000_000, 0, 0, 0, 0]
     assert "the same command goes on later" in refused("someone/big")
