@@ -295,6 +295,9 @@ def test_broken_weights_end_those_alone_whose_tokens_they_are(tmp_path: Path) ->
 
 
 def test_no_memory_for_pages(model: tinyslm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce() -> object:
+        raise MemoryError("no page")
+
     expected = model.generate("hello", seed=1)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -363,15 +366,17 @@ def test_ctrl_c(middle: tinyslm.Model, prompt: str, method: str) -> None:
             sent.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGINT)
 
-        thread = threading.Thread(target=interrupt)
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012: the signal may come anywhere within
-            thread.start()
-            middle.logits(ids, last=1) if method == "logits" else middle.generate(
-                prompt, max_tokens=900, ignore_eos=True
-            )
+        def call() -> None:
+            threading.Thread(target=interrupt).start()  # noqa: B023
+            if method == "logits":
+                middle.logits(ids, last=1)
+            else:
+                middle.generate(prompt, max_tokens=900, ignore_eos=True)
+
+        with pytest.raises(KeyboardInterrupt):
+            call()
         answered = time.monotonic() - sent[0]
         idle(middle)
-        thread.join()
         best = min(best, max(answered, time.monotonic() - sent[0]))
     assert (middle.logits(ids[:20], last=1) == expected).all()
     assert best < 0.2

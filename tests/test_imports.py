@@ -15,8 +15,8 @@ PACKAGE = ROOT / "tinyslm"
 # From the top down: a module imports from its own layer (where that is a package) and from those below, never upwards.
 LAYERS = [
     ("__main__",), ("cli",), ("__init__",), ("chat", "model"), ("scheduler", "builtin"), ("engine", "hub"),
-    ("tokenizer", "sampler", "kvcache", "hub_download"), ("sampling",), ("backends",), ("models", "program"), ("ops",), ("config",),
-    ("shapes",), ("gguf",), ("gguf_writer",), ("gguf_header",), ("formats",), ("errors",),
+    ("tokenizer", "sampler", "kvcache", "hub_download"), ("sampling",), ("backends",), ("models", "program"), ("ops",),
+    ("config",), ("shapes",), ("gguf",), ("gguf_writer",), ("gguf_header",), ("formats",), ("errors",),
 ]  # fmt: skip
 HEIGHT = {name: -i for i, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

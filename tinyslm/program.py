@@ -312,7 +312,10 @@ def _touched(op: LoweredOp) -> tuple[list[Key], list[Key]]:
 
 
 def _layout(ops: list[LoweredOp], kernels: Kernels, rows: int, keep: bool) -> tuple[int, int]:
-    """Give every value and act slot its place: first fit among those that live at the same time."""
+    """Give every value and act slot its place: first fit among those that live at the same time.
+
+    A place stays taken for one op after its last reader, as that op would have to wait for the reader otherwise.
+    """
     first: dict[Key, int] = {}
     last: dict[Key, int] = {}
     bytes_per_row: dict[Key, int] = {}
@@ -320,7 +323,7 @@ def _layout(ops: list[LoweredOp], kernels: Kernels, rows: int, keep: bool) -> tu
         reads, writes = _touched(op)
         for key in reads + writes:
             first.setdefault(key, i)
-            last[key] = len(ops) if keep else i
+            last[key] = len(ops) if keep else i + 1
         for v in (op.x_value, op.y_value, op.out_value):
             if v is not None:
                 bytes_per_row["value", v.index, 0] = 4 * up(v.width, 16)
