@@ -367,7 +367,7 @@ def test_ctrl_c(middle: tinyslm.Model, prompt: str, method: str) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
         def call() -> None:
-            threading.Thread(target=interrupt).start()  # noqa: B023
+            threading.Thread(target=interrupt).start()
             if method == "logits":
                 middle.logits(ids, last=1)
             else:

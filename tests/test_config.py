@@ -122,8 +122,8 @@ def test_numbers_that_do_not_fit_together(keys: dict[str, object], where: str) -
 
 
 def test_lists_with_one_entry_a_layer() -> None:
-    counts = {"llama.attention.head_count": np.array([4, 4]), "llama.attention.head_count_kv": np.array([2, 2], np.uint32),
-              "llama.feed_forward_length": np.array([48, 48])}  # fmt: skip
+    per_layer = {"attention.head_count": [4, 4], "attention.head_count_kv": [2, 2], "feed_forward_length": [48, 48]}
+    counts = {f"llama.{name}": np.array(value, np.uint32) for name, value in per_layer.items()}
     assert build(counts).stores == build().stores
     with pytest.raises(FileError, match="head_count_kv"):
         build({"llama.attention.head_count_kv": np.array([2, 4])})
@@ -255,8 +255,8 @@ def test_wrong_embeddings(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["blk.0.attn_q_norm.weight", "blk.2.attn_norm.weight", "blk.0.ffn_gate_inp.weight", "rope_factors_long.weight",
-             "cls.weight", "blk.0.attn_norm.bias"],
+    "name", ["blk.0.attn_q_norm.weight", "blk.2.attn_norm.weight", "blk.0.ffn_gate_inp.weight", "cls.weight",
+             "rope_factors_long.weight", "blk.0.attn_norm.bias"],
 )  # fmt: skip
 def test_a_tensor_that_nothing_reads_is_named(name: str) -> None:
     with pytest.raises(UnsupportedError, match=name):

@@ -15,16 +15,18 @@ PACKAGE = ROOT / "tinyslm"
 # From the top down: a module imports from its own layer (where that is a package) and from those below, never upwards.
 LAYERS = [
     ("__main__",), ("cli",), ("__init__",), ("chat", "model"), ("scheduler", "builtin"), ("engine", "hub"),
-    ("tokenizer", "sampler", "kvcache", "hub_download"), ("sampling",), ("backends",), ("models", "program"), ("ops",),
+    ("tokenizer", "sampler", "kvcache"), ("sampling",), ("backends",), ("models", "program"), ("ops",),
     ("config",), ("shapes",), ("gguf",), ("gguf_writer",), ("gguf_header",), ("formats",), ("errors",),
 ]  # fmt: skip
 HEIGHT = {name: -i for i, names in enumerate(LAYERS) for name in names}
+ONE = {"hub_download": "hub"}  # parts in two files
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part(path: Path) -> str:
     """The module or sub-package of tinyslm that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return ONE.get(name, name)
 
 
 def imported(path: Path) -> Iterator[tuple[str, int]]:
@@ -38,6 +40,7 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
             base = package[: len(package) - node.level + 1] if node.level else []
             base = base + (node.module.split(".") if node.module else [])
             names = [[*base, alias.name] for alias in node.names]
+        names = [[ONE.get(word, word) for word in name] for name in names]
         for name in names:
             if name[0] == "tinyslm" and name[1:] != ["__version__"]:  # that is there before anything is imported
                 known = len(name) > 1 and (name[1] in HEIGHT or name[1] == "_native")
