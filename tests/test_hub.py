@@ -282,6 +282,15 @@ def test_a_redirect_is_followed_without_the_token(hub: HubServer, monkeypatch: p
         assert [(r.token, r.range) for r in other.requests] == [(None, None), (None, "bytes=1000-")]
 
 
+def test_without_symbolic_links(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True, raising=False)
+    path = fetch("someone/big")
+    assert path.read_bytes() == BIG
+    assert (path.is_symlink(), blobs(tmp_path)) == (False, [])
+    assert fetch("someone/big", update=True) == path
+    assert len(hub.gets()) == 1
+
+
 def test_two_at_once_download_once(hub: HubServer) -> None:
     hub.faults.silent_after = 1_000_000
     paths: list[Path] = []

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from urllib.parse import urlsplit
 
 from .errors import HubError, OptionError
 
@@ -223,6 +224,8 @@ def _constants() -> ModuleType:
     """What huggingface_hub takes from the environment."""
     try:
         from huggingface_hub import constants
+
+        urlsplit(constants.ENDPOINT)
     except ValueError:
         raise OptionError(f"HF_ENDPOINT={os.environ.get('HF_ENDPOINT')!r} is no address") from None
     return constants

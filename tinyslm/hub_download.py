@@ -145,7 +145,7 @@ def _link(folder: Path, commit: str, file: File) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     try:
-        if constants.HF_HUB_DISABLE_SYMLINKS:
+        if getattr(constants, "HF_HUB_DISABLE_SYMLINKS", False):  # huggingface_hub 1.0 does not know it
             raise NotImplementedError
         place.symlink_to(os.path.relpath(blob, place.parent))
     except (NotImplementedError, OSError):
