@@ -204,6 +204,19 @@ def test_stop_and_ends(model: Path) -> None:
     assert cut == whole[: whole.index(stop)]
 
 
+OPTIONS = {"temp": 0, "top_k": 2, "top_p": 0.2, "min_p": 0.9, "typical_p": 0.2, "repeat_penalty": 9.0,
+           "frequency_penalty": 9.0, "presence_penalty": 9.0}  # fmt: skip
+
+
+def test_options_reach_the_engine(model: Path) -> None:
+    with tinyslm.load(model) as loaded:
+        plain = loaded.generate("text", max_tokens=60, seed=9)
+        for name, value in OPTIONS.items():
+            wanted = loaded.generate("text", max_tokens=60, seed=9, **{name.replace("temp", "temperature"): value})
+            flag = f"--{name.replace('_', '-')}"
+            assert written("run", "-m", model, "-n", 60, "-s", 9, flag, value, "text") == wanted != plain, name
+
+
 def test_a_full_context_is_said(model: Path) -> None:
     done = tinyslm_("run", "-m", model, "-c", 32, "--ignore-eos", "text")
     assert done.returncode == 0
