@@ -14,7 +14,7 @@ import numpy as np
 from tinyslm import config, models
 from tinyslm.backends.base import PAGE, Batch, Weights
 from tinyslm.backends.dump import dump
-from tinyslm.backends.native import Native
+from tinyslm.backends.native import Native, lib
 from tinyslm.formats import BY_NAME
 from tinyslm.gguf import GGUF, write
 from tinyslm.ops import Builder, Program, Value, Weight
@@ -50,7 +50,7 @@ class Shape:
 SHAPES = {
     "tied": Shape(64, 8, 4, 8, 8, 172, 83, ("Q4_0",), "Q8_0"),
     "biases": Shape(192, 3, 1, 64, 64, 160, 101, ("Q5_1", "Q4_1", "Q5_0"), "Q4_0", "Q8_0", "Q5_0", biases=True),
-    "q6": Shape(256, 6, 3, 80, 48, 256, 65, ("Q6_K", "Q8_0"), "Q6_K", down="Q6_K", half=16),
+    "q6": Shape(256, 6, 3, 80, 48, 256, 65, ("Q6_K", "Q8_0", "Q4_K", "Q5_K"), "Q6_K", down="Q6_K", half=16),
     "floats": Shape(40, 2, 1, 128, 128, 172, 90, ("F32", "BF16", "F16"), "BF16", "F32", "F32", odd=True),
     "bad": Shape(32, 2, 1, 16, 16, 64, 70, ("Q8_0", "F32"), "F32", bad=True),
     "long": Shape(32, 2, 1, 8, 8, 32, 48, ("Q8_0",), "Q4_1", layers=1, rows=512),
@@ -170,7 +170,7 @@ def random_shape(seed: int) -> Shape:
     """Any shape that the engine should take."""
     rng = np.random.default_rng(seed)
     block = int(rng.choice([1, 32, 256], p=[0.2, 0.6, 0.2]))
-    kinds = [name for name in BY_NAME if BY_NAME[name].block <= block]
+    kinds = [f.name for f in BY_NAME.values() if f.block <= block and lib.slm_panel_bytes(f.id, f.block)]
     kv_heads, dk = int(rng.integers(1, 5)), 2 * int(rng.integers(1, 50))
 
     def pick() -> str:
@@ -231,5 +231,5 @@ def real(path: Path, file: GGUF) -> Path:
 
 def small(folder: Path) -> list[Path]:
     """A few dumps, for a quick run."""
-    shapes = {"tied": SHAPES["tied"], "q6": replace(SHAPES["q6"], layers=1), "bad": SHAPES["bad"]}
-    return [make(folder, name, shape, fuse) for name, shape in shapes.items() for fuse in (True, name != "tied")][:5]
+    q6 = replace(SHAPES["q6"], layers=1, types=("Q6_K", "Q4_K", "Q5_K"))
+    return [make(folder, "tied", SHAPES["tied"]), make(folder, "q6", q6, False), make(folder, "bad", SHAPES["bad"])]

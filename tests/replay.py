@@ -62,21 +62,30 @@ class Driver:
         return self.run("--isas").stdout.split()
 
 
-def build(folder: Path, compiler: Sequence[str], flags: Sequence[str], runner: Sequence[str] = ()) -> Driver:
-    """Compile the driver and the C core from source. CalledProcessError, its stderr told, where that fails."""
+def build(
+    folder: Path,
+    compiler: Sequence[str],
+    flags: Sequence[str],
+    runner: Sequence[str] = (),
+    sanitize: Sequence[str] = (),
+    plain: Sequence[str] = (),
+) -> Driver:
+    """Compile the driver and the C core from source, with the flags of `sanitize` but for the files named in `plain`.
+    CalledProcessError, its stderr told, where that fails."""
     core = [ROOT / "csrc" / f"{name}.c" for name in ("cpu", "dispatch", "pack", "pool", "program", "replay", "turn")]
     sources = [*sorted((ROOT / "csrc" / "isa").glob("*.c")), *core]  # the slowest first
     flags = [*FLAGS, *flags, "-DSLM_REPLAY", f"-I{ROOT / 'csrc'}"]
 
     def compiled(source: Path) -> str:
         target = str(folder / f"{source.stem}.o")
-        subprocess.run([*compiler, *flags, "-c", str(source), "-o", target], check=True, text=True)
+        extra = () if source.stem in plain else sanitize
+        subprocess.run([*compiler, *flags, *extra, "-c", str(source), "-o", target], check=True, text=True)
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sources))
     program = str(folder / "replay")
-    subprocess.run([*compiler, *flags, *objects, "-o", program, "-lm"], check=True, text=True)
+    subprocess.run([*compiler, *flags, *sanitize, *objects, "-o", program, "-lm"], check=True, text=True)
     return Driver((*runner, program))
 
 
@@ -151,12 +160,12 @@ def main() -> int:
     parser.add_argument("--cc", help="the compiler's command")
     args = parser.parse_args()
     compiler = shlex.split(args.cc or ("aarch64-linux-gnu-gcc" if args.qemu else os.environ.get("CC", "cc")))
-    flags = ["-O2"]
-    if args.sanitize or (args.fuzz and not args.qemu):
-        flags = ["-O1", "-g1", "-fno-sanitize-recover=all", f"-fsanitize={SANITIZERS[args.sanitize or 'address']}"]
+    chosen = args.sanitize or ("address" if args.fuzz and not args.qemu else "")
+    sanitize = ["-g1", "-fno-sanitize-recover=all", f"-fsanitize={SANITIZERS[chosen]}"] if chosen else []
+    flags = ["-O1" if chosen else "-O2", *["-static"] * args.qemu]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        driver = build(folder, compiler, flags + ["-static"] * args.qemu, QEMU if args.qemu else ())
+        driver = build(folder, compiler, flags, QEMU if args.qemu else (), sanitize)
         isas = [args.isa] if args.isa else driver.isas()
         print("instruction sets:", *isas)
         if args.fuzz:
