@@ -12,8 +12,9 @@ import pytest
 
 from tinyslm import scheduler
 from tinyslm.backends.base import Batch
-from tinyslm.engine import Engine
+from tinyslm.engine import Engine, Work
 from tinyslm.errors import CancelledError, ClosedError, NonFiniteError
+from tinyslm.kvcache import Sequence
 from tinyslm.ops import Program
 from tinyslm.scheduler import GenerateRequest, LogitsRequest, Request, Scheduler
 
@@ -141,6 +142,7 @@ def answer(texts: list[str], stop: tuple[str, ...], rest: str = "", end: bool = 
         (["ab", "ab", "ac"], ("abac",), "ab", "stop"),  # the first start is a false one
         (["a", "a", "a", "b"], ("aab",), "a", "stop"),
         (["abc", "d"], ("cd", "b"), "a", "stop"),  # the first in the text, whatever the order
+        (["abcd"], ("cd", "b"), "a", "stop"),
         (["ab", "c"], ("abc", "b"), "a", "stop"),  # a longer one has begun, a shorter is complete
         (["x", "€", "ü"], ("€ü",), "x", "stop"),
         (["x", "€", "u"], ("€ü",), "x€u", "length"),  # what was held comes out
@@ -244,6 +246,16 @@ def test_no_memory_for_a_page() -> None:
     again = counting(1, 3)
     s.submit(again)
     assert text(again) == "2 3 4 "
+
+
+def test_a_step_that_fails_leaves_sequences_as_they_were() -> None:
+    s, backend = made()
+    sequence = Sequence()
+    s.engine.step([Work(sequence, np.zeros(60, np.int32), 0)], np.empty((0, VOCAB), np.float32))
+    backend.cancel()
+    with pytest.raises(CancelledError):
+        s.engine.step([Work(sequence, np.zeros(200, np.int32), 0)], np.empty((0, VOCAB), np.float32))
+    assert (sequence.length, len(sequence.pages), len(backend.pages)) == (60, 1, 1)
 
 
 def test_a_step_that_fails_ends_all_of_its_requests_and_no_later_one() -> None:
