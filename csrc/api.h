@@ -108,6 +108,13 @@ int64_t slm_act_row_bytes(int32_t act_block, int32_t k);
 void *slm_alloc(int64_t bytes);
 void slm_free(void *memory, int64_t bytes);
 
+/* The machine's limits, as `threads` threads on instruction set `isa` (NULL: the best) find them: reading `bytes` bytes of
+   memory, and dot products of 8-bit integers. NULL: no memory, no thread, or no such instruction set. */
+typedef struct slm_probe slm_probe;
+slm_probe *slm_probe_new(const char *isa, int32_t threads, int64_t bytes);
+void slm_probe_run(slm_probe *probe, double *bytes_per_second, double *ops_per_second);
+void slm_probe_free(slm_probe *probe);
+
 /* ---- sampling ---- */
 
 /* What shapes the draw; the order of the steps is the one of slm_sample. Neutral: 1 for top_p, typical_p and

@@ -8,7 +8,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["cpu.c", "dispatch.c", "pack.c", "pool.c", "program.c", "sample.c", "turn.c"]
+SOURCES = ["cpu.c", "dispatch.c", "pack.c", "pool.c", "probe.c", "program.c", "sample.c", "turn.c"]
 FLAGS = ["-std=gnu11", "-O2", "-fno-fast-math", "-ffp-contract=off", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 
 ffi = FFI()

@@ -80,6 +80,9 @@ typedef struct {
   void (*attend)(const slm_ctx *, const slm_op *, const slm_unit *, int32_t head);
   void (*glu)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
   void (*add)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+  int32_t probe_sums; /* dots in a round of probe_dots */
+  int32_t (*probe_dots)(int64_t rounds);
+  int32_t (*probe_read)(const uint8_t *, int64_t bytes);
 } slm_isa;
 
 /* What this CPU and its system have (cpu.c). AVX2 stands for AVX2, FMA and F16C; AVX512 for F, BW, DQ and VL. */

@@ -17,6 +17,7 @@
    vi_sum(v) vi_top(v)         exact, so in any order;  vi_to_i8(p, v) the low bytes
 
    vw                          64 bytes: 16 rows × 4 codes
+   vw_store(p, w)
    vw_load(p) vw_code8(p)      as they are; codes of 8 bits, in the form that the dot product wants
    vi_byte(w, constant)        the given byte of each lane's 4, as int32
    vw_and(v, byte) vw_or(a, b) vw_shl(v, constant) vw_shr(v, constant)     shifts may cross bytes: mask after them

@@ -80,6 +80,7 @@ IN void vi_to_i8(void *p, vi a) {
 }
 
 IN vw vw_load(const void *p) { vw r; EACH r.v[i] = vld1q_u8((const uint8_t *)p + 16 * i); return r; }
+IN void vw_store(void *p, vw w) { EACH vst1q_u8((uint8_t *)p + 16 * i, w.v[i]); }
 IN vw vw_code8(const void *p) { vw r = vw_load(p); EACH r.v[i] = veorq_u8(r.v[i], vdupq_n_u8(0x80)); return r; }
 IN vw vw_and(vw a, int byte) { EACH a.v[i] = vandq_u8(a.v[i], vdupq_n_u8((uint8_t)byte)); return a; }
 IN vw vw_or(vw a, vw b) { EACH a.v[i] = vorrq_u8(a.v[i], b.v[i]); return a; }

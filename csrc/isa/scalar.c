@@ -83,6 +83,7 @@ IN int32_t vi_sum(vi a) { int32_t s = 0; EACH s += a[i]; return s; }
 IN int32_t vi_top(vi a) { int32_t t = a[0]; EACH t = t > a[i] ? t : a[i]; return t; }
 
 IN vw vw_load(const void *p) { vw r; memcpy(&r, p, 64); return r; }
+IN void vw_store(void *p, vw w) { memcpy(p, &w, 64); }
 #define vw_code8 vw_load
 IN vw vw_and(vw a, int m) { return a & (uint8_t)m; }
 IN vw vw_or(vw a, vw b) { return a | b; }
