@@ -203,13 +203,7 @@ def test_float16_edges_are_stored_alike(edges: tuple[Program, Weights]) -> None:
         backend.close()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "reference",
-        "native",
-    ],
-)
+@pytest.mark.parametrize("name", ["reference", "native"])
 def test_a_value_beyond_float16_leaves_earlier_tokens_alone(edges: tuple[Program, Weights], name: str) -> None:
     program, weights = edges
     backend = native(program, weights) if name == "native" else Reference(program, weights)
@@ -226,6 +220,20 @@ def test_a_value_beyond_float16_leaves_earlier_tokens_alone(edges: tuple[Program
     backend.close()
     np.testing.assert_array_equal(bad, [False, False, True])
     np.testing.assert_array_equal(bits(logits[:2]), bits(alone))
+
+
+@pytest.mark.parametrize("name", ["reference", "native"])
+def test_a_row_whose_squares_overflow_is_broken(tmp_path: Path, name: str) -> None:
+    rows = np.full((2, 8), [[1], [1e20]], np.float32)
+    write(tmp_path / "huge.gguf", {}, [TensorData("rows", (8, 2), 0, rows), TensorData("norm", (8,), 0, rows[0])])
+    b = Builder(2, 64)
+    b.logits(b.matmul(b.rmsnorm(b.select(b.embed(Weight("rows", 2, 8))), Weight("norm", 8), 1e-5), Weight("rows", 2, 8)))
+    with GGUF.open(tmp_path / "huge.gguf") as file:
+        program, weights = b.build(), Weights(file)
+        backend = native(program, weights) if name == "native" else Reference(program, weights)
+    bad = backend.step(batch_of(backend, [0, 1]), np.empty((2, 2), np.float32))
+    backend.close()
+    np.testing.assert_array_equal(bad, [False, True])
 
 
 def test_cancel_before_a_step_ends_that_step_alone(toy: tuple[Program, Weights]) -> None:

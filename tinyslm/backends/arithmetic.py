@@ -65,7 +65,10 @@ def lane_sum(lanes: np.ndarray) -> np.ndarray:
 
 
 def norm_scale(x: np.ndarray, eps: float) -> np.ndarray:
-    """1 / sqrt(mean(x²) + eps) of each row: (rows, k) to (rows, 1). Lane i sums the squares i, i + 16, i + 32 …"""
+    """1 / sqrt(mean(x²) + eps) of each row: (rows, k) to (rows, 1). Lane i sums the squares i, i + 16, i + 32 …
+
+    Not a number where the sum overflows, so that the row shows as broken and not as zeros.
+    """
     rows, k = x.shape
     chunks = -(-k // LANES)
     padded = np.zeros((rows, chunks * LANES), np.float32)
@@ -73,7 +76,8 @@ def norm_scale(x: np.ndarray, eps: float) -> np.ndarray:
     squares = np.zeros((rows, LANES), np.float32)
     for chunk in np.split(padded, chunks, axis=1):
         squares = fma32(chunk, chunk, squares)
-    scale: np.ndarray = np.float32(1) / np.sqrt(lane_sum(squares) / np.float32(k) + np.float32(eps))
+    mean = lane_sum(squares) / np.float32(k) + np.float32(eps)
+    scale: np.ndarray = np.where(mean < np.inf, np.float32(1) / np.sqrt(mean), np.float32(np.nan))
     return scale[:, None]
 
 

@@ -69,7 +69,7 @@ class Native:
                 raise UnsupportedError(weights.file.path, "the native backend has no kernels for this tensor's type",
                                        where=w.name, got=weights.type_name(w))  # fmt: skip
         self.lowered = lower(program, types, KERNELS, rows, fuse)
-        self.page_bytes = self.lowered.page
+        self.page_bytes = max(self.lowered.page, 64)  # a program without attention has pages too
         self._cancel = ffi.new("int32_t *")
         self._arena = Memory(self.lowered.arena)
         self._engine = ffi.NULL

@@ -46,10 +46,10 @@ def attention(b: Builder, c: config.Config, tensors: Tensors, i: int, x: Value, 
     normed = b.rmsnorm(x, tensors.get(f"blk.{i}.attn_norm.weight", c.width), c.eps)
     k = projected(normed, "k", c.kv_heads, c.dk, True)
     v = projected(normed, "v", c.kv_heads, c.dv, False)
-    store = b.store(k, v, c.kv_heads)
     if i == c.layers - 1:
         x, normed = b.select(x), b.select(normed)
     q = projected(normed, "q", c.heads, c.dk, True)
+    store = b.store(k, v, c.kv_heads)  # after all three products, so that threads wait for each other once
     a = b.attend(q, store, c.heads, 1 / math.sqrt(c.dk))
     w = tensors.get(f"blk.{i}.attn_output.weight", c.width, c.heads * c.dv)
     return b.add(x, b.matmul(a, w, tensors.maybe(f"blk.{i}.attn_output.bias", c.width)))
