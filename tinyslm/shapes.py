@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from .errors import OptionError
-from .formats import TYPES, TYPE_IDS
+from .errors import FileError, OptionError
+from .formats import TYPE_IDS, TYPES
 from .gguf import TensorData, write
 
 CHUNK = 1 << 22  # bytes made at once
+ROOM = 1 << 26  # bytes that a disk keeps free beside a file's tensors, for its vocabulary too
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,25 @@ class Shape:
 
 # From the models' published config.json files.
 SHAPES = {
+    "stories260k": Shape(5, 64, 8, 4, 172, 512, 512, False),
     "smollm2-135m": Shape(30, 576, 9, 3, 1536, 49152, 8192, True, 100000.0),
     "smollm2-360m": Shape(32, 960, 15, 5, 2560, 49152, 8192, True, 100000.0),
+    "smollm2-1.7b": Shape(24, 2048, 32, 32, 8192, 49152, 8192, True, 130000.0),
     "llama-3.2-1b": Shape(16, 2048, 32, 8, 8192, 128256, 131072, True, 500000.0),
     "tinyllama-1.1b": Shape(22, 2048, 32, 4, 5632, 32000, 2048, False),
     "llama-3.2-3b": Shape(28, 3072, 24, 8, 8192, 128256, 131072, True, 500000.0, 128),
+    "llama-2-7b": Shape(32, 4096, 32, 32, 11008, 32000, 4096, False),
     "mistral-7b": Shape(32, 4096, 32, 8, 14336, 32768, 32768, False, 1000000.0),
+    "llama-3.1-8b": Shape(32, 4096, 32, 8, 14336, 128256, 131072, False, 500000.0),
 }
+# As files are named by, and the type of most of their matrices.
+MIXES = {
+    "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1", "q5_0": "Q5_0", "q5_1": "Q5_1",
+    "q4_k_s": "Q4_K", "q4_k_m": "Q4_K", "q5_k_s": "Q5_K", "q5_k_m": "Q5_K", "q6_k": "Q6_K",
+}  # fmt: skip
+# What a row is held in whose length the type's block does not divide.
+FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+Kinds = Callable[[str, int], str]  # the type of a matrix, by its name and the length of its rows
 
 
 def make(path: str | os.PathLike[str], shape: Shape, kind: str, embedding: str | None = None, seed: int = 0) -> None:
@@ -52,8 +70,94 @@ def make(path: str | os.PathLike[str], shape: Shape, kind: str, embedding: str |
     Row sums of squares are about 1, so that activations keep their size. The vocabulary is 256 bytes and made-up words.
     Raises OptionError for a type that this does not make, or whose blocks do not divide a row.
     """
-    rng = np.random.default_rng(seed)
-    write(path, metadata(shape), list(_tensors(shape, kind, embedding or kind, rng)))
+
+    def kinds(name: str, k: int) -> str:
+        return embedding or kind if name in ("token_embd", "output") else kind
+
+    write(path, metadata(shape), list(_tensors(shape, kinds, np.random.default_rng(seed))))
+
+
+class Mixed:
+    """A file of a real model's shape in a real mix of types, to be written by `write`.
+
+    `shape` is a key of SHAPES, `mix` of MIXES, in either case. OptionError for others; it says what there is.
+    """
+
+    def __init__(self, shape: str, mix: str) -> None:
+        self.shape = _known("shape", shape, SHAPES)
+        self.name = f"{shape}-{mix}.gguf".lower()
+        kinds = real_kinds(self.shape, mix)
+        self._tensors = list(_tensors(self.shape, kinds, np.random.default_rng(0)))
+        self.bytes = sum(t.nbytes for t in self._tensors)
+
+    def write(self, path: Path, progress: Callable[[float], None] | None = None) -> None:
+        """Write the file; `progress` is called with the share that is done. FileError where the disk has no room."""
+        free = shutil.disk_usage(path.parent).free
+        if free < self.bytes + ROOM:
+            raise FileError(path, "the disk has no room for it", expected=f"{self.bytes + ROOM} bytes", got=free)
+        done = 0
+
+        def counted(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+            nonlocal done
+            for chunk in chunks:
+                yield chunk
+                done += chunk.nbytes
+                if progress:
+                    progress(min(done / self.bytes, 1))
+
+        write(path, metadata(self.shape), [t._replace(data=counted(_in_parts(t))) for t in self._tensors])
+
+
+def _in_parts(tensor: TensorData) -> Iterable[np.ndarray]:
+    return [tensor.data] if isinstance(tensor.data, np.ndarray) else tensor.data
+
+
+def _known(what: str, name: str, table: dict[str, Value]) -> Value:
+    if name.lower() not in table:
+        raise OptionError(f"there is no {what} {name!r}; there are {', '.join(table)}")
+    return table[name.lower()]
+
+
+def cache_folder() -> Path:
+    """Where made files are kept: the user's cache folder, as the platform has it or XDG_CACHE_HOME names it."""
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "tinyslm"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "tinyslm" / "cache"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "tinyslm"
+
+
+def real_kinds(shape: Shape, mix: str) -> Kinds:
+    """The types that llama.cpp's quantiser gives the matrices of such a model, without an importance matrix.
+
+    Of the K mixes, M holds attn_v and ffn_down of the first and the last eighth of the layers, and of every third
+    between, in Q6_K; Q4_K_S holds attn_v of four layers and ffn_down of the first eighth in Q5_K. The output matrix
+    (of a tied model, the embedding) is Q6_K in all but Q8_0 and the float types.
+    """
+    main = _known("type", mix, MIXES)
+    mix, n = mix.lower(), shape.layers
+    output = "token_embd" if shape.tied else "output"
+
+    def more(i: int) -> bool:
+        return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
+
+    def wanted(name: str) -> str:
+        if name == output:
+            return main if main in ("F16", "BF16", "Q8_0") else "Q6_K"
+        if not name.endswith((".attn_v", ".ffn_down")):
+            return main
+        i = int(name.split(".")[1])
+        if mix.endswith("_m") and more(i):
+            return "Q6_K"
+        return "Q5_K" if mix == "q4_k_s" and i < (4 if name.endswith("v") else n // 8) else main
+
+    def kind(name: str, k: int) -> str:
+        found = wanted(name)
+        while k % TYPES[TYPE_IDS[found]].block:
+            found = FALLBACK.get(found, "F16")
+        return found
+
+    return kind
 
 
 def metadata(shape: Shape) -> dict[str, object]:
@@ -75,7 +179,9 @@ def metadata(shape: Shape) -> dict[str, object]:
 def _vocabulary(size: int) -> tuple[list[str], list[str]]:
     """Byte tokens in GPT-2's spelling, words of two letters and of two such words, and two control tokens."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    spelled = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in plain)}
+    spelled = {b: chr(b) for b in plain} | {
+        b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in plain)
+    }
     tokens = [spelled[b] for b in range(256)]
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     pairs = [a + b for a in letters for b in letters]
@@ -88,31 +194,32 @@ def _vocabulary(size: int) -> tuple[list[str], list[str]]:
     return [*tokens, *words[:room], "<|begin|>", "<|end|>"], merges[:room]
 
 
-def _tensors(shape: Shape, kind: str, embedding: str, rng: np.random.Generator) -> Iterator[TensorData]:
-    def matrix(name: str, n: int, k: int, kind: str = kind) -> TensorData:
+def _tensors(shape: Shape, kinds: Kinds, rng: np.random.Generator) -> Iterator[TensorData]:
+    def matrix(name: str, n: int, k: int) -> TensorData:
+        kind = kinds(name, k)
         block = TYPES[TYPE_IDS[kind]].block
         if kind not in MAKERS or k % block:
             raise OptionError(f"random {kind} rows of {k} weights cannot be made")
-        return TensorData(name, (k, n), TYPE_IDS[kind], _chunks(n * k // block, k, kind, rng))
+        return TensorData(f"{name}.weight", (k, n), TYPE_IDS[kind], _chunks(n * k // block, k, kind, rng))
 
     def norm(name: str) -> TensorData:
         return TensorData(name, (shape.width,), TYPE_IDS["F32"], np.ones(shape.width, np.float32))
 
     width, q, kv = shape.width, shape.heads * shape.dim, shape.kv_heads * shape.dim
-    yield matrix("token_embd.weight", shape.vocab, width, embedding)
+    yield matrix("token_embd", shape.vocab, width)
     for i in range(shape.layers):
         yield norm(f"blk.{i}.attn_norm.weight")
-        yield matrix(f"blk.{i}.attn_q.weight", q, width)
-        yield matrix(f"blk.{i}.attn_k.weight", kv, width)
-        yield matrix(f"blk.{i}.attn_v.weight", kv, width)
-        yield matrix(f"blk.{i}.attn_output.weight", width, q)
+        yield matrix(f"blk.{i}.attn_q", q, width)
+        yield matrix(f"blk.{i}.attn_k", kv, width)
+        yield matrix(f"blk.{i}.attn_v", kv, width)
+        yield matrix(f"blk.{i}.attn_output", width, q)
         yield norm(f"blk.{i}.ffn_norm.weight")
-        yield matrix(f"blk.{i}.ffn_gate.weight", shape.ff, width)
-        yield matrix(f"blk.{i}.ffn_up.weight", shape.ff, width)
-        yield matrix(f"blk.{i}.ffn_down.weight", width, shape.ff)
+        yield matrix(f"blk.{i}.ffn_gate", shape.ff, width)
+        yield matrix(f"blk.{i}.ffn_up", shape.ff, width)
+        yield matrix(f"blk.{i}.ffn_down", width, shape.ff)
     yield norm("output_norm.weight")
     if not shape.tied:
-        yield matrix("output.weight", shape.vocab, width, embedding)
+        yield matrix("output", shape.vocab, width)
 
 
 def _chunks(blocks: int, k: int, kind: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -131,12 +238,20 @@ def _scaled(rng: np.random.Generator, n: int, size: int, deviation: float, k: in
     return blocks
 
 
-def _q4_0(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    return _scaled(rng, n, 18, 4.6, k, 0)
+def _one_level(size: int, deviation: float) -> Callable[[np.random.Generator, int, int], np.ndarray]:
+    return lambda rng, n, k: _scaled(rng, n, size, deviation, k, 0)
 
 
-def _q8_0(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    return _scaled(rng, n, 34, 74.0, k, 0)
+def _with_minimum(size: int, top: int) -> Callable[[np.random.Generator, int, int], np.ndarray]:
+    """Codes 0 … top about their middle, which the minimum brings to 0."""
+    deviation = (top + 1) / 12**0.5
+
+    def make(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
+        blocks = _scaled(rng, n, size, deviation, k, 0)
+        blocks[:, 2:4] = np.array([-top / 2 / (deviation * k**0.5)], np.float16).view(np.uint8)
+        return blocks
+
+    return make
 
 
 def _two_level(size: int, top: int) -> Callable[[np.random.Generator, int, int], np.ndarray]:
@@ -156,7 +271,11 @@ def _q6_k(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
 
 
 def _f16(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    return (rng.standard_normal(n, np.float32) * k**-0.5).astype(np.float16)
+    return _f32(rng, n, k).astype(np.float16)
+
+
+def _bf16(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
+    return (_f32(rng, n, k).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def _f32(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
@@ -164,5 +283,6 @@ def _f32(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
     return weights
 
 
-MAKERS = {"F32": _f32, "F16": _f16, "Q4_0": _q4_0, "Q8_0": _q8_0, "Q4_K": _two_level(144, 15),
-          "Q5_K": _two_level(176, 31), "Q6_K": _q6_k}  # fmt: skip
+MAKERS = {"F32": _f32, "F16": _f16, "BF16": _bf16, "Q4_0": _one_level(18, 4.6), "Q4_1": _with_minimum(20, 15),
+          "Q5_0": _one_level(22, 9.2), "Q5_1": _with_minimum(24, 31), "Q8_0": _one_level(34, 74.0),
+          "Q4_K": _two_level(144, 15), "Q5_K": _two_level(176, 31), "Q6_K": _q6_k}  # fmt: skip

@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import TinySLMError
-from . import models, pull, run, show, tokenize
+from . import bench, models, pull, run, show, tokenize
 from .terminal import say
 
-VERBS = {"run": run, "pull": pull, "models": models, "show": show, "tokenize": tokenize}
+VERBS = {"run": run, "pull": pull, "models": models, "show": show, "tokenize": tokenize, "bench": bench}
 EXAMPLES = """\
 examples:
   tinyslm run "Once upon a time"                   with the built-in model
@@ -25,6 +25,7 @@ examples:
   tinyslm models
   tinyslm show model.gguf
   tinyslm tokenize -m model.gguf "Once upon a time"
+  tinyslm bench --shape llama-3.2-1b
   tinyslm run -h                                   all that a verb can do
 
 environment:

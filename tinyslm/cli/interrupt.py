@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 NEWLINE = b"\n"
 last_words = NEWLINE  # to a terminal on the way out, so that the shell's prompt gets a line of its own
+farewell: Callable[[], None] | None = None  # what else is to be done on the way out
 
 
 def exit_on_interrupt() -> None:
@@ -25,6 +27,8 @@ def exit_on_interrupt() -> None:
 def _wait_for_interrupt() -> None:
     signal.sigwait({signal.SIGINT})
     try:
+        if farewell:
+            farewell()
         if os.isatty(2):
             os.write(2, last_words)
     finally:
