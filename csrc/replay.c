@@ -56,11 +56,17 @@ typedef struct {
   uint8_t **pages;
 } dump;
 
+/* A block of its own, of a byte at least. */
+static void *room(int64_t bytes) {
+  void *block = slm_alloc(bytes ? bytes : 1);
+  if (!block) refuse("no memory");
+  return block;
+}
+
 /* n items, in a block of their own; in the file they are padded to 8 bytes. */
 static void *take(reader *r, int64_t n, int64_t item) {
   if (n < 0 || n > (int64_t)(r->size - r->at) / item) refuse("the dump ends too early");
-  uint8_t *block = slm_alloc(n ? n * item : 1);
-  if (!block) refuse("no memory");
+  uint8_t *block = room(n * item);
   memcpy(block, r->bytes + r->at, (size_t)(n * item));
   r->at += (size_t)((n * item + 7) / 8 * 8);
   if (r->at > r->size) refuse("the dump ends too early");
@@ -97,8 +103,7 @@ static step read_step(reader *r, const dump *d) {
   b->ids = take(r, b->n_tokens, 4), b->positions = take(r, b->n_tokens, 4), b->sequence = take(r, b->n_tokens, 4);
   b->outputs = take(r, b->n_outputs, 4), b->first_page = take(r, b->n_sequences + 1, 4);
   int32_t *pages = take(r, head->n_pages, 4);
-  uint8_t **table = slm_alloc(head->n_pages * (int64_t)sizeof *table + 1);
-  if (!table) refuse("no memory");
+  uint8_t **table = room(head->n_pages * (int64_t)sizeof *table);
   for (int32_t i = 0; i < head->n_pages; i++) {
     if (pages[i] < 0 || pages[i] >= d->n_pages) refuse("a step names a page that is not there");
     table[i] = d->pages[pages[i]];
@@ -107,8 +112,7 @@ static step read_step(reader *r, const dump *d) {
     if (b->first_page[i] < (i ? b->first_page[i - 1] : 0) || b->first_page[i] > head->n_pages) refuse("a page table is broken");
   b->pages = table;
   s.bad = take(r, b->n_tokens, 1), s.logits = take(r, (int64_t)b->n_outputs * d->program.vocab, 4);
-  b->bad = slm_alloc(b->n_tokens + 1), b->logits = slm_alloc((int64_t)b->n_outputs * d->program.vocab * 4 + 1);
-  if (!b->bad || !b->logits) refuse("no memory");
+  b->bad = room(b->n_tokens), b->logits = room((int64_t)b->n_outputs * d->program.vocab * 4);
   slm_free(pages, 0), slm_free(head, 0);
   return s;
 }
@@ -155,7 +159,7 @@ static int op_fits(const dump *d, const slm_op *op) {
   const int32_t sizes[] = {op->n, op->k, op->ldx, op->ldy, op->ldout, op->heads, op->kv_heads, op->dk, op->dv};
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
     if (sizes[i] < 0 || sizes[i] > LARGEST) return 0;
-  if (op->gather && !op->output) return 0;
+  if (op->output < 0 || op->output > 1 || (op->gather && !op->output)) return 0;
   const int64_t row_bytes = slm_row_bytes(op->type, op->n);
   switch (op->kind) {
     case SLM_EMBED: return row_bytes && range(op->w, p->vocab * row_bytes, d->arena_bytes) && value(p, op->out, op->ldout, op->n);
