@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,29 @@ import sentencepiece
 import torch
 from net import Net, Past, Shape
 from tales import document
-from textdata import ASSISTANT, BOS, EOS, USER
+from textdata import ASSISTANT, BOS, EOS, USER, encode
 from train import measure
 
 SHOWN = 20
+ANSWER, OPENING = 40, 60  # tokens to wait for
 
 
 @torch.no_grad()
-def sample(net: Net, start: list[int], count: int, seed: int, temperature: float = 1.0) -> list[list[int]]:
-    """`count` continuations of `start` until </s>, one turn of text each; the rows run together."""
+def sample(net: Net, start: list[int], count: int, seed: int, greedy: int = 0) -> list[list[int]]:
+    """`count` continuations of `start` until </s>, one turn of text each; the rows run together.
+
+    Drawn from the whole distribution; with `greedy`, the likeliest tokens up to that length in all.
+    """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor([start] * count)
     ended = torch.zeros(count, dtype=torch.bool)
     past, fresh = Past(), ids
-    while ids.shape[1] < net.shape.context and not ended.all():
+    while ids.shape[1] < (greedy or net.shape.context) and not ended.all():
         logits = net(fresh, past)[:, -1]
         logits[:, [USER, ASSISTANT]] = -torch.inf
-        drawn = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        drawn = (
+            logits.argmax(-1, keepdim=True) if greedy else torch.multinomial(logits.softmax(-1), 1, generator=generator)
+        )
         drawn[ended] = EOS
         ended |= drawn[:, 0] == EOS
         ids, fresh = torch.cat((ids, drawn), 1), drawn
@@ -85,6 +92,25 @@ def slips(text: str) -> list[str]:
     return found
 
 
+def follow(net: Net, sp: sentencepiece.SentencePieceProcessor, seed: int, documents: int) -> dict[str, int]:
+    """Held-out questions answered word for word, and requests for a kind of animal that get it; likeliest tokens."""
+    found = {"questions": 0, "right_answers": 0, "kinds_asked_for": 0, "kinds_told_of": 0}
+    for number in range(documents):
+        doc = document(number, seed, "heldout")
+        ids = encode(sp, doc)
+        starts = [at + 1 for at, token in enumerate(ids) if token == ASSISTANT]
+        for start, (_, answer) in zip(starts[1:], doc.talk, strict=False):
+            if start < net.shape.context - ANSWER:
+                said = text_of(sp, sample(net, ids[:start], 1, seed=0, greedy=start + ANSWER)[0])
+                found["questions"] += 1
+                found["right_answers"] += said.strip() == answer
+        if named := re.fullmatch(r"Tell me a tale about an? (\w+)\.", doc.request or ""):
+            said = text_of(sp, sample(net, ids[: starts[0]], 1, seed=0, greedy=starts[0] + OPENING)[0])
+            found["kinds_asked_for"] += 1
+            found["kinds_told_of"] += f" {named[1]} " in said
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="measures the trained model")
     parser.add_argument("--run", type=Path, required=True, help="the folder that train.py filled")
@@ -106,9 +132,8 @@ def main() -> None:
         texts += [text_of(sp, ids) for ids in sample(net, [BOS], count, seed=begun)]
     print(json.dumps(novelty(texts, c["seed"], c["steps"] * c["rows"]), indent=2))
     broken = [slips(text) for text in texts]
-    print(
-        json.dumps({"tales_without_slips": sum(not b for b in broken) / len(broken), "slips": [b for b in broken if b]})
-    )
+    print(json.dumps({"without_slips": broken.count([]) / len(broken)} | Counter(kind for b in broken for kind in b)))
+    print(json.dumps(follow(net, sp, c["seed"], args.documents), indent=2))
     if args.out:
         args.out.write_text("\n\n".join(texts[:SHOWN]) + "\n")
 

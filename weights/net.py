@@ -76,7 +76,7 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def copy_what_it_sees(self, strength: float = 0.2) -> None:
-        """Starts with output times v as a multiple of a projection: what a head looks at becomes likelier as the next token.
+        """Starts with output times v as a multiple of a projection: what a head looks at becomes a likelier next token.
 
         The tales need names and things copied over long distances; from small random weights that skill comes late.
         """
