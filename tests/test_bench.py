@@ -1,0 +1,394 @@
+"""The bench: what is measured and counted, the files that it makes, and the verb."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small import ROOT, STORIES, TINY, tiny_file
+
+from tinyslm import OptionError, bench, shapes
+from tinyslm.backends import has_native
+from tinyslm.engine import Work
+from tinyslm.errors import FileError
+from tinyslm.formats import BY_NAME
+from tinyslm.gguf import GGUF
+from tinyslm.kvcache import Sequence
+
+needs_native = pytest.mark.skipif(not has_native(), reason="the C core was not built")
+SMALL = 1 << 20  # bytes that the probe reads
+
+
+# ---- what is measured ----
+
+
+def test_cases_are_named_as_in_llama_bench() -> None:
+    cases = bench.cases([128, 512], [128], [0, 4096], [1, 4])
+    assert [c.name for c in cases] == [
+        "pp128", "pp512", "tg128", "tg128 x4",
+        "pp128 @ d4096", "pp512 @ d4096", "tg128 @ d4096", "tg128 x4 @ d4096",
+    ]  # fmt: skip
+    assert [c.tokens for c in cases[:4]] == [128, 512, 128, 512]
+
+
+def test_zero_leaves_a_kind_out() -> None:
+    assert [c.name for c in bench.cases([0], [8], [0], [1])] == ["tg8"]
+    assert [c.name for c in bench.cases([16], [0], [0], [1, 4])] == ["pp16"]
+
+
+def test_the_share_is_the_median_of_paired_ratios() -> None:
+    probes = [bench.Probe(10e9, 100e9), bench.Probe(40e9, 200e9), bench.Probe(20e9, 400e9)]
+    result = bench.Result(bench.Case(0, 2, 0, 4), [10**9, 5 * 10**8, 2 * 10**9], probes, 8e9)
+    assert result.rates == [8e9, 16e9, 4e9]
+    assert result.share == 0.4  # of 0.8, 0.4 and 0.2; the medians' ratio is another
+    assert result.speeds == [8, 16, 4]
+    record = result.record()
+    assert (record["avg_ts"], record["stddev_ts"]) == (statistics.fmean([8, 16, 4]), statistics.stdev([8, 16, 4]))
+    assert (record["gbps"], record["gops"]) == (8, None)
+    assert (record["probe_gbps"], record["probe_gops"]) == (20, 200)
+    assert (record["samples_ns"], record["samples_ts"]) == ([10**9, 5 * 10**8, 2 * 10**9], [8, 16, 4])
+
+
+def test_a_prompt_is_held_against_the_integer_rate() -> None:
+    result = bench.Result(bench.Case(16, 0), [10**9], [bench.Probe(1e9, 100e9)], 25e9)
+    assert (result.share, result.record()["gops"], result.record()["gbps"]) == (0.25, 25, None)
+
+
+Steps = list[list[tuple[Sequence, int, int, int]]]
+
+
+def watched(b: bench.Bench, monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """The steps that the engine is asked for: of each work the sequence, its length before, tokens and outputs."""
+    steps: Steps = []
+    step = b._engine.step
+
+    def record(works: list[Work], logits: np.ndarray) -> list[bool]:
+        steps.append([(w.sequence, w.sequence.length, len(w.ids), w.outputs) for w in works])
+        assert len(logits) == sum(w.outputs for w in works)
+        return step(works, logits)
+
+    monkeypatch.setattr(b._engine, "step", record)
+    return steps
+
+
+@needs_native
+def test_steps_of_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = shapes.Shape(1, 64, 4, 2, 96, 400, 2048, False)
+    with bench.Bench(tiny_file(tmp_path, shape), 1, limits=SMALL) as b:
+        steps = watched(b, monkeypatch)
+        result = b.run(bench.Case(600, 0, 70), 2)
+    assert [(at, n, out) for [(_, at, n, out)] in steps] == [(0, 70, 1), *[(70, 512, 0), (582, 88, 1)] * 3]
+    assert len(result.nanoseconds) == len(result.probes) == 2
+    assert result.work == 2 * 600 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64)
+
+
+@needs_native
+def test_steps_of_sequences_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_file(tmp_path)
+    with bench.Bench(path, 1, limits=SMALL) as b:
+        steps = watched(b, monkeypatch)
+        result = b.run(bench.Case(0, 3, 5, 2), 2)
+        held = [s.pages[0].memory for s in b._sequences]
+        assert len(set(held)) == 2, "sequences that share pages read less memory"
+        b.run(bench.Case(0, 1, 5, 1), 1)
+        later = steps[2 + 2 + 2 * 3 :]
+    assert [[(at, n) for _, at, n, _ in step] for step in steps[:2]] == [[(0, 5)], [(0, 5)]]
+    assert [[at for _, at, _, _ in step] for step in steps[2:10]] == [[5 + i] * 2 for i in (0, 1, 0, 1, 2, 0, 1, 2)]
+    assert all(n == out == 1 for step in steps[2:] for _, _, n, out in step)
+    assert [[at for _, at, _, _ in step] for step in later] == [[5], [5]], "the depth is there already"
+    with GGUF.open(path) as file:
+        read = sum(t.nbytes for t in file.tensors.values()) - file.tensors["token_embd.weight"].nbytes
+    assert result.work == 3 * read
+    assert result.rates[0] == result.work * 1e9 / result.nanoseconds[0]
+
+
+@needs_native
+def test_probes_stand_on_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench.Bench(tiny_file(tmp_path), 1, limits=SMALL) as b:
+        told = iter([bench.Probe(1, 10), bench.Probe(3, 20), bench.Probe(7, 40)])
+        monkeypatch.setattr(b.limits, "run", lambda: next(told))
+        assert b.run(bench.Case(4, 0), 2).probes == [bench.Probe(2, 15), bench.Probe(5, 30)]
+
+
+@needs_native
+def test_all_memory_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = bench.Bench(tiny_file(tmp_path), 1, limits=SMALL)
+    backend, live = b._engine.backend, collections.Counter[int]()
+    new, free = backend.new_page, backend.free_page
+    monkeypatch.setattr(backend, "new_page", lambda: [page := new(), live.update([page])][0])
+    monkeypatch.setattr(backend, "free_page", lambda page: (live.subtract([page]), free(page)))
+    for case in bench.cases([70], [3], [0, 80, 10], [1, 3]):
+        b.run(case, 1)
+    b.close()
+    assert sum(live.values()) == 0
+    b.close()
+
+
+@needs_native
+def test_what_the_context_cannot_hold(tmp_path: Path) -> None:
+    with bench.Bench(tiny_file(tmp_path), 1, limits=SMALL) as b:
+        b.check(bench.Case(0, 56, 200))
+        with pytest.raises(OptionError, match=r"tg57 @ d200: tiny-Q8_0.gguf has a context of 256 tokens"):
+            b.run(bench.Case(0, 57, 200), 1)
+
+
+@needs_native
+def test_limits_are_of_this_world() -> None:
+    with bench.Limits(None, 1, 1 << 22) as limits:
+        probe = limits.run()
+    assert 1e8 < probe.bytes_per_second < 1e12
+    assert 1e8 < probe.ops_per_second < 1e13
+
+
+# ---- files of real shapes ----
+
+
+def types(shape: str, mix: str) -> dict[str, str]:
+    made = shapes.Mixed(shape, mix)
+    return {t.name.removesuffix(".weight"): shapes.TYPES[t.type].name for t in made._tensors if len(t.shape) > 1}
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the real model is not here")
+@pytest.mark.parametrize("mix", ["F16", "Q8_0", "Q4_0", "Q5_1"])
+def test_types_are_those_of_a_real_file(mix: str) -> None:
+    with GGUF.open(STORIES / f"stories260K-{mix}.gguf") as file:
+        real = {t.name.removesuffix(".weight"): t.format.name for t in file.tensors.values() if len(t.shape) > 1}
+    assert types("stories260k", mix) == real
+
+
+def layers(found: dict[str, str], matrix: str, kind: str) -> list[int]:
+    return [int(name.split(".")[1]) for name, k in found.items() if name.endswith(matrix) and k == kind]
+
+
+def test_the_medium_mix_of_a_model_that_256_divides() -> None:
+    found = types("Llama-3.2-1B", "Q4_K_M")
+    more = [0, 1, 4, 7, 10, 13, 14, 15]
+    assert layers(found, "attn_v", "Q6_K") == layers(found, "ffn_down", "Q6_K") == more
+    assert found["token_embd"] == "Q6_K"
+    assert collections.Counter(found.values()) == {"Q4_K": 7 * 16 - 16, "Q6_K": 17}
+
+
+def test_an_untied_model_has_its_embedding_in_the_main_type() -> None:
+    found = types("tinyllama-1.1b", "q5_k_m")
+    assert (found["token_embd"], found["output"]) == ("Q5_K", "Q6_K")
+
+
+def test_the_small_mix() -> None:
+    found = types("llama-3.2-1b", "q4_k_s")
+    assert layers(found, "attn_v", "Q5_K") == [0, 1, 2, 3]
+    assert layers(found, "ffn_down", "Q5_K") == [0, 1]
+    assert collections.Counter(types("llama-3.2-1b", "q5_k_s").values()) == {"Q5_K": 7 * 16, "Q6_K": 1}
+
+
+def test_rows_that_256_does_not_divide_fall_back() -> None:
+    four, five = types("smollm2-135m", "q4_k_m"), types("smollm2-135m", "q5_k_m")
+    assert (four["blk.0.attn_q"], four["blk.0.attn_v"], four["token_embd"]) == ("Q5_0", "Q8_0", "Q8_0")
+    assert (four["blk.0.ffn_down"], four["blk.4.ffn_down"], five["blk.4.ffn_down"]) == ("Q6_K", "Q4_K", "Q5_K")
+    assert five["blk.0.attn_q"] == "Q5_1"
+    assert types("smollm2-135m", "q4_0")["token_embd"] == "Q8_0"
+    assert types("llama-3.2-1b", "q4_0")["token_embd"] == "Q6_K"
+    assert types("smollm2-135m", "q6_k")["blk.0.attn_q"] == "Q8_0"
+
+
+def test_unknown_names_are_told_what_there_is() -> None:
+    with pytest.raises(OptionError, match=r"there is no shape 'llama'; there are stories260k, smollm2-135m, "):
+        shapes.Mixed("llama", "q4_0")
+    with pytest.raises(OptionError, match=r"there is no type 'q4'; there are f16, bf16, q8_0, "):
+        shapes.Mixed("stories260k", "q4")
+
+
+def test_sizes_are_those_of_the_real_files() -> None:
+    sizes = {"q4_0": 763097088, "q8_0": 1313251328, "q4_k_m": 799862784}
+    assert {mix: shapes.Mixed("llama-3.2-1b", mix).bytes for mix in sizes} == sizes
+
+
+@pytest.mark.parametrize("kind", list(shapes.MAKERS))
+def test_random_weights_have_the_right_spread(kind: str) -> None:
+    k = 1024
+    rows = shapes.MAKERS[kind](np.random.default_rng(1), 8 * k // BY_NAME[kind].block, k)
+    values = BY_NAME[kind].dequantise(np.frombuffer(rows.tobytes(), np.uint8).reshape(8, -1))
+    assert values.shape == (8, k)
+    assert abs(values.mean()) * k**0.5 < 0.2
+    assert 0.8 < values.std() * k**0.5 < 1.25
+
+
+def test_a_file_of_random_weights(tmp_path: Path) -> None:
+    made, shown = shapes.Mixed("stories260k", "q4_k_m"), list[float]()
+    made.write(tmp_path / made.name, shown.append)
+    assert made.name == "stories260k-q4_k_m.gguf"
+    assert shown == sorted(shown)
+    assert shown[-1] == 1
+    with GGUF.open(tmp_path / made.name) as file:
+        assert sum(t.nbytes for t in file.tensors.values()) == made.bytes
+
+
+def test_a_full_disk_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shapes.Mixed("stories260k", "q8_0")
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(shapes.shutil, "disk_usage", lambda _: usage(0, 0, made.bytes))
+    with pytest.raises(FileError, match="the disk has no room for it") as caught:
+        made.write(tmp_path / "x.gguf")
+    assert caught.value.got == made.bytes
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_files_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", os.path.join("a", "b"))
+    assert shapes.cache_folder() == Path("a", "b", "tinyslm")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    for platform, folder in (("linux", ".cache/tinyslm"), ("darwin", "Library/Caches/tinyslm")):
+        monkeypatch.setattr(shapes.sys, "platform", platform)
+        assert shapes.cache_folder() == Path.home() / folder
+    monkeypatch.setattr(shapes.sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", "local")
+    assert shapes.cache_folder() == Path("local") / "tinyslm" / "cache"
+
+
+# ---- the verb ----
+
+COMMAND = [sys.executable, "-m", "tinyslm", "bench"]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
+
+
+def verb(cache: Path, *args: object, code: int = 0) -> tuple[str, str]:
+    """stdout and stderr of the verb."""
+    command = [*COMMAND, *map(str, args)]
+    done = subprocess.run(
+        command, env=environment(cache), capture_output=True, text=True, encoding="utf-8", timeout=60, check=False
+    )
+    assert done.returncode == code, done
+    return done.stdout, done.stderr
+
+
+QUICK = ("-p", 8, "-n", 2, "-r", 2, "-t", 1)
+
+
+@needs_native
+def test_a_shape_is_made_once_and_measured(tmp_path: Path) -> None:
+    args = ("--shape", "stories260k", "--type", "q4_0", *QUICK)
+    out, said = verb(tmp_path, *args, "-o", "json", "-b", "1,2")
+    path = tmp_path / "tinyslm" / "stories260k-q4_0.gguf"
+    assert said == f"tinyslm: making {path}, 262.62 kB of random weights; it is kept there\n"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    rows: list[dict[str, Any]] = json.loads(out)
+    assert [r["test"] for r in rows] == ["pp8", "tg2", "tg2 x2"]
+    assert [(r["n_prompt"], r["n_gen"], r["n_depth"], r["n_sequences"]) for r in rows] == [
+        (8, 0, 0, 1), (0, 2, 0, 1), (0, 2, 0, 2),
+    ]  # fmt: skip
+    for r in rows:
+        assert (r["model_filename"], r["model_size"], r["n_threads"]) == (str(path), 262624, 1)
+        assert len(r["samples_ts"]) == len(r["samples_ns"]) == 2
+        assert r["avg_ts"] == pytest.approx(statistics.fmean(r["samples_ts"]))
+        assert r["avg_ts"] > 0
+        assert 0 < r["limit_share"] < 2
+        assert r["probe_gbps"] > 0
+        assert r["probe_gops"] > 0
+    before = path.stat()
+    out, said = verb(tmp_path, *args, "-o", "csv")
+    assert said == ""
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    table = list(csv.DictReader(out.splitlines()))
+    assert [r["test"] for r in table] == ["pp8", "tg2"]
+    assert set(table[0]) == set(rows[0]) - {"samples_ns", "samples_ts"}
+
+
+@needs_native
+def test_a_table_of_files(tmp_path: Path) -> None:
+    a, b = tiny_file(tmp_path), tiny_file(tmp_path, kind="Q4_0")
+    out, said = verb(tmp_path, "-m", a, b, *QUICK, "-d", "0,4")
+    assert said == ""
+    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in out.splitlines()]
+    assert rows[0] == ["model", "size", "threads", "test", "t/s", "rate", "limit", "share"]
+    assert all(re.fullmatch("-+:?", cell) for cell in rows[1])
+    tests = ["pp8", "tg2", "pp8 @ d4", "tg2 @ d4"]
+    assert [(r[0], r[3]) for r in rows[2:]] == [(p.name, t) for p in (a, b) for t in tests]
+    assert all(re.fullmatch(r"[\d.]+ ± [\d.]+", r[4]) and re.fullmatch(r"\d+%", r[7]) for r in rows[2:])
+    assert [(r[5].split()[1], r[6].split()[1]) for r in rows[2:4]] == [("GOPS", "GOPS"), ("GB/s", "GB/s")]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (("--shape", "what"), 1, "there is no shape 'what'; there are stories260k"),
+        (("--shape", "stories260k,what"), 1, "there is no shape 'what'"),
+        (("--shape", "stories260k", "--type", "q9"), 1, "there is no type 'q9'; there are f16"),
+        (("-m", "a.gguf", "--shape", "stories260k"), 2, "-m and --shape: one of the two"),
+        (("-m", "a.gguf", "--type", "q4_0"), 2, "--type is of --shape"),
+        (("-m", "a.gguf", "-p", "0", "-n", "0"), 2, "leaves nothing to measure"),
+        (("-m", "a.gguf", "-p", "5,x"), 2, "'5,x' is no list of whole numbers"),
+        (("-m", "a.gguf", "-b", "513"), 2, "must be numbers from 1 to 512"),
+        (("-m", "a.gguf", "-r", "0"), 2, "must be numbers from 1 to"),
+        (("-m", "a.gguf", "-t", "1,2"), 2, "must be one number"),
+    ],
+)
+def test_wrong_use(tmp_path: Path, args: tuple[str, ...], code: int, told: str) -> None:
+    out, said = verb(tmp_path, *args, code=code)
+    assert out == ""
+    assert told in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [], "names are checked before anything is made"
+
+
+@needs_native
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+@pytest.mark.parametrize(("kind", "first"), [("json", b"[\n"), ("md", b"| model"), ("csv", b"cpu_info")])
+def test_ctrl_c_leaves_what_is_there(tmp_path: Path, kind: str, first: bytes) -> None:
+    path = tmp_path / "long.gguf"
+    shapes.make(path, shapes.Shape(2, 64, 4, 2, 96, 400, 1 << 20, True), "Q8_0")
+    command = [*COMMAND, "-m", path, "-p", "0", "-n", "1,1000000", "-r", "1", "-t", "1", "-o", kind]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=pipe, stderr=pipe, bufsize=0) as process:
+        assert process.stdout
+        start = process.stdout.readline()
+        assert start.startswith(first)
+        if kind != "json":
+            rows = [process.stdout.readline() for _ in range(2 if kind == "md" else 1)]
+            assert b"tg1" in rows[-1]
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        rest, said = process.communicate(timeout=20)
+        assert time.monotonic() - begin < 2
+    assert (process.returncode, said) == (130, b"")
+    if kind == "json":
+        [row] = json.loads(start + rest)
+        assert row["test"] == "tg1"
+    else:
+        assert rest == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_ctrl_c_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    command = [*COMMAND, "--shape", "llama-3.2-1b", "--type", "f16"]
+    with subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 40
+        while not list(tmp_path.glob("tinyslm/.making-*/.tinyslm-*.tmp")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert list((tmp_path / "tinyslm").iterdir()) == []
+
+
+def test_layer_weights_leave_the_output_out(tmp_path: Path) -> None:
+    from tinyslm import load
+
+    per_layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64
+    with load(tiny_file(tmp_path), backend="reference") as model:
+        assert bench.layer_weights(model._scheduler.engine.program) == TINY.layers * per_layer
