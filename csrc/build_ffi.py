@@ -18,7 +18,9 @@ ffi.set_source(
     '#include <stddef.h>\n#include <stdint.h>\n#include "api.h"\n',
     sources=[f"csrc/{name}" for name in SOURCES] + sorted(f"csrc/isa/{f.name}" for f in (HERE / "isa").glob("*.c")),
     include_dirs=["csrc"],
-    depends=[f"csrc/{f.relative_to(HERE).as_posix()}" for f in sorted(HERE.rglob("*.[hi]*")) if f.suffix in (".h", ".inc")],
+    depends=[
+        f"csrc/{f.relative_to(HERE).as_posix()}" for f in sorted(HERE.rglob("*.[hi]*")) if f.suffix in (".h", ".inc")
+    ],
     extra_compile_args=FLAGS,
     extra_link_args=["-pthread"],
     py_limited_api=True,

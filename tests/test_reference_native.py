@@ -227,7 +227,9 @@ def test_a_row_whose_squares_overflow_is_broken(tmp_path: Path, name: str) -> No
     rows = np.full((2, 8), [[1], [1e20]], np.float32)
     write(tmp_path / "huge.gguf", {}, [TensorData("rows", (8, 2), 0, rows), TensorData("norm", (8,), 0, rows[0])])
     b = Builder(2, 64)
-    b.logits(b.matmul(b.rmsnorm(b.select(b.embed(Weight("rows", 2, 8))), Weight("norm", 8), 1e-5), Weight("rows", 2, 8)))
+    b.logits(
+        b.matmul(b.rmsnorm(b.select(b.embed(Weight("rows", 2, 8))), Weight("norm", 8), 1e-5), Weight("rows", 2, 8))
+    )
     with GGUF.open(tmp_path / "huge.gguf") as file:
         program, weights = b.build(), Weights(file)
         backend = native(program, weights) if name == "native" else Reference(program, weights)

@@ -55,7 +55,7 @@ def _rebuild_file_error(
 
 
 class UnsupportedError(FileError):
-    """The file is sound, but names something this version does not know: an architecture, a tensor type, a tokenizer."""
+    """The file is sound, but names what this version does not know: an architecture, a tensor type, a tokenizer."""
 
 
 class PromptTooLongError(TinySLMError):

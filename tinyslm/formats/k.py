@@ -60,8 +60,11 @@ def _q6_k_to_blocks(blocks: F32) -> U8:
 
 
 def _six_bits(small: U8) -> tuple[F32, F32]:
-    """Scales and minima of 8 groups, (n, 8), from 12 bytes: the first 4 of each in the low 6 bits of bytes 0 to 7; of the
-    last 4, 4 bits each in bytes 8 to 11 and 2 bits at the top of bytes 0 to 7."""
+    """Scales and minima of 8 groups, (n, 8), from 12 bytes.
+
+    The first 4 of each stand in the low 6 bits of bytes 0 to 7; of the last 4, 4 bits each in bytes 8 to 11 and 2 bits
+    at the top of bytes 0 to 7.
+    """
     first, last = small[:, :8] & 63, small[:, 8:]
     scales = np.concatenate([first[:, :4], (last & 15) | (small[:, :4] >> 6 << 4)], axis=1)
     minima = np.concatenate([first[:, 4:], (last >> 4) | (small[:, 4:8] >> 6 << 4)], axis=1)
@@ -103,7 +106,10 @@ def _two_level_integers(blocks: U8) -> Integers:
 
 
 def _two_level_to_blocks(blocks: F32, top: int) -> U8:
-    """Each group's codes 0 … `top` span its weights (and zero); its scale and minimum are rounded to 63rds of the largest."""
+    """Each group's codes 0 … `top` span its weights (and zero).
+
+    Its scale and minimum are rounded to 63rds of the block's largest.
+    """
     n = len(blocks)
     groups = blocks.reshape(n, 8, 32)
     least = np.maximum(-groups.min(axis=2), 0)
