@@ -3,7 +3,7 @@
     python weights/evaluate.py --run DIR [--documents 500] [--samples 200] [--out weights/samples.txt]
 
 A sampled tale counts as new when it stands in no document that the training read, sentence for sentence, and a sentence
-as new when the training read it nowhere (few are: all come from one grammar). A tale slips where its end does not fit
+as new when it stands in no tale that the training read. A tale slips where its end does not fit
 its beginning, as far as rules can tell.
 """
 
