@@ -4,8 +4,8 @@
 
 A document is a function of (seed, split, number). Every free choice is uniform and adds log2 of its size to `bits`;
 a slot is drawn when the text first needs it, so that no choice is counted that the text does not show. The choices fix
-the text and, up to rare coincidences, the text fixes the choices: the mean of `bits` is the entropy of a document
-(strictly, an upper bound of it), and no model can have a lower cross-entropy on average.
+the text, and where the text fixes the choices, as it is meant to, the mean of `bits` is the entropy of a document.
+Where two derivations gave one text, it would be above it.
 """
 
 from __future__ import annotations
