@@ -79,6 +79,10 @@ class Probe:
     ops_per_second: float
 
 
+def mean(a: Probe, b: Probe) -> Probe:
+    return Probe((a.bytes_per_second + b.bytes_per_second) / 2, (a.ops_per_second + b.ops_per_second) / 2)
+
+
 class Limits:
     """Measures them, on the threads and the instruction set (None: the best) of an engine.
 
@@ -209,25 +213,25 @@ class Bench:
             raise OptionError(f"{case.name}: {self.path.name} has a context of {self.model.context} tokens")
 
     def run(self, case: Case, repetitions: int = 5, progress: Callable[[float], None] | None = None) -> Result:
-        """Measure. One repetition more, the first, is not counted; of decoding it is cut short.
-
-        Raises NonFiniteError where the model's values overflow, MemoryError, OptionError as `check`.
-        """
-        self.check(case)
-        sequences = self._filled(case)
-        self._repeat(Case(case.prompt, min(case.gen, 2), case.depth, case.sequences), sequences)
+        """Measure. Raises NonFiniteError where the model's values overflow, MemoryError, OptionError as `check`."""
+        self.prepare(case)
         taken, probes = list[int](), [self.limits.run()]
         for i in range(repetitions):
-            taken.append(self._repeat(case, sequences))
+            taken.append(self.repeat(case))
             probes.append(self.limits.run())
             if progress:
                 progress((i + 1) / repetitions)
-        beside = [
-            Probe((a.bytes_per_second + b.bytes_per_second) / 2, (a.ops_per_second + b.ops_per_second) / 2)
-            for a, b in pairwise(probes)
-        ]
-        work = 2.0 * self._weights * case.prompt if case.prompt else float(self.model.step_bytes) * case.gen
-        return Result(case, taken, beside, work)
+        return Result(case, taken, [mean(a, b) for a, b in pairwise(probes)], self.work(case))
+
+    def work(self, case: Case) -> float:
+        """What a repetition is counted as: operations of a prompt, bytes of decoding."""
+        return 2.0 * self._weights * case.prompt if case.prompt else float(self.model.step_bytes) * case.gen
+
+    def prepare(self, case: Case) -> None:
+        """Have the depth, and run once uncounted; of decoding, two steps. Raises as `run`."""
+        self.check(case)
+        self._filled(case)
+        self.repeat(Case(case.prompt, min(case.gen, 2), case.depth, case.sequences))
 
     def _filled(self, case: Case) -> list[Sequence]:
         """Sequences of the test's depth, each with pages of its own; kept for the next test of that depth."""
@@ -242,8 +246,9 @@ class Bench:
     def _ids(self, *shape: int) -> np.ndarray:
         return self._rng.integers(0, self.model.vocab_size, shape, np.int32)
 
-    def _repeat(self, case: Case, sequences: list[Sequence]) -> int:
+    def repeat(self, case: Case) -> int:
         """Nanoseconds of one repetition; the sequences are then as they were."""
+        sequences = self._filled(case)
         ids = self._ids(case.prompt) if case.prompt else self._ids(case.gen, case.sequences)
         start = time.perf_counter_ns()
         if case.prompt:

@@ -102,7 +102,7 @@ def run(args: Namespace) -> int:
     if not cases:
         args.parser.error("-p 0 -n 0 leaves nothing to measure")
     table = OUTPUTS[args.output]()
-    for find in _models(args):
+    for find in models(args):
         _measure(find(), cases, args, table)
     table.end()
     return 0
@@ -114,7 +114,7 @@ def _measure(path: Path, cases: Sequence[Case], args: Namespace, table: Table) -
     name = printable(path.name)
     with Status(f"loading {name}") as status:
         bench = Bench(path, args.threads, _shown(status))
-    about = {"cpu_info": _cpu()}
+    about = {"cpu_info": cpu()}
     with bench:
         for case in cases:
             bench.check(case)
@@ -132,7 +132,7 @@ def _shown(status: Status) -> Callable[[float], None]:
 # ---- models ----
 
 
-def _models(args: Namespace) -> list[Callable[[], Path]]:
+def models(args: Namespace) -> list[Callable[[], Path]]:
     """What brings each model's file; names are checked before anything is made."""
     if not args.shape:
         return [partial(source.find, name) for name in args.model or [None]]
@@ -163,7 +163,7 @@ def _made(mixed: Mixed) -> Path:
     return path
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """The processor's name."""
     with suppress(OSError), open("/proc/cpuinfo") as lines:
         for line in lines:

@@ -1,0 +1,238 @@
+"""tinyslm and llama.cpp on the same files, in one interleaved run, beside the machine's limits.
+
+    python bench/compare.py --shape llama-3.2-1b --type q4_0,q8_0 --llama ../venv-llama/bin/python --out results/1b
+
+Each round measures tinyslm, then llama.cpp in each of its variants, and the limits before and after every one of them.
+Before that, both engines get the same short prompt, and the logits that follow must agree. Written are OUT.md, OUT.json
+and, with matplotlib, OUT.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+import tinyslm
+from tinyslm import bench
+from tinyslm.bench import Case, Probe, Result
+from tinyslm.cli import bench as verb
+
+OURS = "tinyslm"
+SETTLE = 0.05  # seconds for the threads of whoever ran before to stop spinning
+PROMPT = 24  # tokens that both engines must agree on
+TOP = 10
+
+
+class Llama:
+    """llama.cpp in a process of its own."""
+
+    def __init__(self, python: str, settings: dict[str, Any]) -> None:
+        command = [python, str(Path(__file__).with_name("llama_worker.py"))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        hello = self.ask(settings)
+        self.variants, self.about = list(hello["variants"]), str(hello["about"])
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("llama.cpp ended early")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def repeat(self, variant: str, case: Case, warm: bool = False) -> int:
+        asked = {"prompt": case.prompt, "gen": case.gen, "depth": case.depth, "sequences": case.sequences}
+        return int(self.ask({**asked, "variant": variant, "warm": warm})["ns"])
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def agreement(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """How alike two rows of logits are. Activations are rounded differently, so equal they are not."""
+    top, other = (set(np.argsort(x)[-TOP:].tolist()) for x in (ours, theirs))
+    return {
+        "correlation": float(np.corrcoef(ours, theirs)[0, 1]),
+        "same_of_top_10": len(top & other),
+        "largest_difference": float(np.abs(ours - theirs).max()),
+        "best_apart": float(max(ours.max() - ours[theirs.argmax()], theirs.max() - theirs[ours.argmax()])),
+    }
+
+
+def agree(found: dict[str, float]) -> bool:
+    """Each engine's best token is nearly the other's best, and the rest goes along."""
+    return found["correlation"] > 0.98 and found["same_of_top_10"] >= TOP // 2 and found["best_apart"] < 0.5
+
+
+def check(model: bench.Bench, llama: Llama) -> dict[str, dict[str, float]]:
+    ids = np.random.default_rng(1).integers(0, model.model.vocab_size, PROMPT).tolist()
+    ours = model.model.logits(ids, last=1)[0]
+    found = {}
+    for variant in llama.variants:
+        found[variant] = agreement(ours, np.array(llama.ask({"ids": ids, "variant": variant})["logits"], np.float32))
+        if not agree(found[variant]):
+            raise SystemExit(f"{model.path}: the logits of the two engines differ ({variant}): {found[variant]}")
+    return found
+
+
+def measure(model: bench.Bench, llama: Llama, case: Case, rounds: int) -> dict[str, Result]:
+    """Rounds of all engines in turn; every repetition has a probe on either side."""
+    engines: dict[str, Callable[[], int]] = {OURS: lambda: model.repeat(case)}
+    engines |= {v: partial(llama.repeat, v, case) for v in llama.variants}
+    model.prepare(case)
+    for variant in llama.variants:
+        llama.repeat(variant, case, warm=True)
+    taken: dict[str, list[int]] = {name: [] for name in engines}
+    beside: dict[str, list[Probe]] = {name: [] for name in engines}
+    for _ in range(rounds):
+        probes = [model.limits.run()]
+        for name, repeat in engines.items():
+            time.sleep(SETTLE)
+            taken[name].append(repeat())
+            time.sleep(SETTLE)
+            probes.append(model.limits.run())
+        for name, (before, after) in zip(engines, pairwise(probes), strict=True):
+            beside[name].append(bench.mean(before, after))
+    return {name: Result(case, taken[name], beside[name], model.work(case)) for name in engines}
+
+
+def row(path: Path, results: dict[str, Result]) -> dict[str, Any]:
+    """One line of the report; `ratio` is against the variant of llama.cpp that was fastest here."""
+    speeds = {name: statistics.median(r.speeds) for name, r in results.items()}
+    best = max((v for v in speeds if v != OURS), key=speeds.__getitem__)
+    rivals = [a / b for a, b in zip(results[OURS].speeds, results[best].speeds, strict=True)]
+    probes = [limit for r in results.values() for limit in r.limits]
+    case, work = results[OURS].case, results[OURS].work
+    return {
+        "model": path.name, "test": case.name, "ours": speeds[OURS], "best": speeds[best], "best_variant": best,
+        "ratio": statistics.median(rivals), "share": results[OURS].share, "best_share": results[best].share,
+        "limit": statistics.median(probes) / work * case.tokens, "probe": statistics.median(probes) / 1e9,
+        "engines": {name: r.record() for name, r in results.items()},
+    }  # fmt: skip
+
+
+# ---- reports ----
+
+
+def markdown(about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        f"{about['cpu']}, {about['threads']} threads, {about['rounds']} rounds, {about['date']}; tinyslm "
+        f"{about['tinyslm']} ({about['isa']}), llama.cpp at its fastest variant of each row. Medians; shares and the "
+        "ratio are medians of pairs.",
+        "",
+        "| model | test | tinyslm t/s | llama.cpp t/s | ratio | tinyslm, share | llama.cpp, share | limit | variant |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for r in rows:
+        unit = "GOPS" if r["test"].startswith("pp") else "GB/s"
+        lines.append(
+            f"| {r['model']} | {r['test']} | {r['ours']:.1f} | {r['best']:.1f} | {r['ratio']:.2f} | {r['share']:.0%} | "
+            f"{r['best_share']:.0%} | {r['probe']:.1f} {unit} | {r['best_variant']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
+    """A panel a test, a group of bars a model, a line where the limit is; False without matplotlib."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return False
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    tests = list(dict.fromkeys(r["test"] for r in rows))
+    height = max(2.5, 0.9 * len(rows) / len(tests) + 1.5)
+    figure, panels = pyplot.subplots(len(tests), 1, squeeze=False, figsize=(9, height * len(tests)))
+    for panel, test in zip(panels[:, 0], tests, strict=True):
+        here = [r for r in rows if r["test"] == test]
+        at = np.arange(len(here))
+        for shift, key, label in ((-0.2, "ours", "tinyslm"), (0.2, "best", "llama.cpp, fastest variant")):
+            bars = panel.barh(at + shift, [r[key] for r in here], 0.38, label=label)
+            panel.bar_label(bars, fmt="%.1f", padding=3)
+        limits = [r["limit"] for r in here]
+        panel.vlines(limits, at - 0.42, at + 0.42, colors="black", linestyles="dashed", label="limit of the machine")
+        panel.set(yticks=at, yticklabels=[r["model"] for r in here], title=test, xlabel="tokens/s")
+        panel.invert_yaxis()
+        panel.set_xlim(0, 1.15 * max(*limits, *(r["ours"] for r in here), *(r["best"] for r in here)))
+    panels[0, 0].legend(loc="lower right", fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return True
+
+
+def write(out: Path, about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """All reports; called after each row, so that an interrupted run leaves what it has."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_name(out.name + ".md").write_text(markdown(about, rows), encoding="utf-8")
+    out.with_name(out.name + ".json").write_text(json.dumps({**about, "rows": rows}, indent=1), encoding="utf-8")
+    if not plot(out.with_name(out.name + ".png"), rows):
+        print("no plot: matplotlib is not here (pip install 'tinyslm[bench]')", file=sys.stderr)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verb.add_arguments(parser)
+    parser.set_defaults(repetitions=9)
+    parser.add_argument("--llama", metavar="PYTHON", default=sys.executable,
+                        help="the interpreter that has llama-cpp-python (this one)")  # fmt: skip
+    parser.add_argument("--n-batch", type=int, default=2048, help="of llama.cpp (2048, as llama-bench)")
+    parser.add_argument("--n-ubatch", type=int, default=512, help="of llama.cpp (512, as llama-bench)")
+    parser.add_argument("--out", type=Path, default=Path("compare"), help="name of the reports, without its ending")
+    args = parser.parse_args(argv)
+    if not args.model and not args.shape:
+        parser.error("-m or --shape: one of the two")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    cases = bench.cases(args.prompt, args.gen, args.depth, args.batch)
+    rows: list[dict[str, Any]] = []
+    about: dict[str, Any] = {
+        "cpu": verb.cpu(), "system": platform.platform(), "date": time.strftime("%Y-%m-%d"),
+        "tinyslm": tinyslm.__version__, "rounds": args.repetitions, "agreement": {},
+    }  # fmt: skip
+    for find in verb.models(args):
+        path = find()
+        with bench.Bench(path, args.threads) as model:
+            settings = {
+                "model": str(path), "threads": model.model.threads, "n_batch": args.n_batch, "n_ubatch": args.n_ubatch,
+                "context": 256 + max(c.depth + max(c.prompt, c.gen) for c in cases),
+                "sequences": max(c.sequences for c in cases),
+            }  # fmt: skip
+            with Llama(args.llama, settings) as llama:
+                about |= {"threads": model.model.threads, "isa": model.model.isa, "llama.cpp": llama.about}
+                about["agreement"][path.name] = check(model, llama)
+                for case in cases:
+                    rows.append(row(path, measure(model, llama, case, args.repetitions)))
+                    write(args.out, about, rows)
+                    print(markdown(about, rows[-1:]).splitlines()[-1], flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
