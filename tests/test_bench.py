@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import csv
+import importlib
 import json
 import os
 import re
@@ -11,7 +12,10 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +119,17 @@ def test_steps_of_sequences_together(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @needs_native
+def test_each_depth_is_filled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench.Bench(tiny_file(tmp_path), 1, limits=SMALL) as b:
+        steps = watched(b, monkeypatch)
+        for depth in (80, 10, 90):
+            b.run(bench.Case(7, 0, depth), 1)
+    assert [(at, n) for [(_, at, n, _)] in steps] == [
+        pair for depth in (80, 10, 90) for pair in ((0, depth), (depth, 7), (depth, 7))
+    ]
+
+
+@needs_native
 def test_probes_stand_on_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with bench.Bench(tiny_file(tmp_path), 1, limits=SMALL) as b:
         told = iter([bench.Probe(1, 10), bench.Probe(3, 20), bench.Probe(7, 40)])
@@ -150,6 +165,14 @@ def test_limits_are_of_this_world() -> None:
         probe = limits.run()
     assert 1e8 < probe.bytes_per_second < 1e12
     assert 1e8 < probe.ops_per_second < 1e13
+
+
+def test_layer_weights_leave_the_output_out(tmp_path: Path) -> None:
+    from tinyslm import load
+
+    per_layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64
+    with load(tiny_file(tmp_path), backend="reference") as model:
+        assert bench.layer_weights(model._scheduler.engine.program) == TINY.layers * per_layer
 
 
 # ---- files of real shapes ----
@@ -262,7 +285,28 @@ COMMAND = [sys.executable, "-m", "tinyslm", "bench"]
 
 
 def environment(cache: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
+    """Of our own: PYTHONUNBUFFERED, say, hides a flush that is missing."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "TINYSLM"))}
+    return {**own, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
+
+
+@contextmanager
+def started(cache: Path, *args: object) -> Iterator[subprocess.Popen[bytes]]:
+    """The verb in a process of its own, half a minute long; Ctrl-C reaches it also where tests run in the background."""
+    command, pipe = [*COMMAND, *map(str, args)], subprocess.PIPE
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, env=environment(cache), stdout=pipe, stderr=pipe, bufsize=0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    timer = threading.Timer(30, process.kill)
+    timer.start()
+    with process:
+        try:
+            yield process
+        finally:
+            timer.cancel()
+            process.kill()
 
 
 def verb(cache: Path, *args: object, code: int = 0) -> tuple[str, str]:
@@ -350,9 +394,8 @@ def test_wrong_use(tmp_path: Path, args: tuple[str, ...], code: int, told: str) 
 def test_ctrl_c_leaves_what_is_there(tmp_path: Path, kind: str, first: bytes) -> None:
     path = tmp_path / "long.gguf"
     shapes.make(path, shapes.Shape(2, 64, 4, 2, 96, 400, 1 << 20, True), "Q8_0")
-    command = [*COMMAND, "-m", path, "-p", "0", "-n", "1,1000000", "-r", "1", "-t", "1", "-o", kind]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=environment(tmp_path), stdout=pipe, stderr=pipe, bufsize=0) as process:
+    long = ("-m", path, "-p", 0, "-n", "1,1000000", "-r", 1, "-t", 1, "-o", kind)
+    with started(tmp_path, *long) as process:
         assert process.stdout
         start = process.stdout.readline()
         assert start.startswith(first)
@@ -374,8 +417,7 @@ def test_ctrl_c_leaves_what_is_there(tmp_path: Path, kind: str, first: bytes) ->
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 def test_ctrl_c_leaves_no_part_of_a_file(tmp_path: Path) -> None:
-    command = [*COMMAND, "--shape", "llama-3.2-1b", "--type", "f16"]
-    with subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE) as process:
+    with started(tmp_path, "--shape", "llama-3.2-1b", "--type", "f16") as process:
         deadline = time.monotonic() + 40
         while not list(tmp_path.glob("tinyslm/.making-*/.tinyslm-*.tmp")):
             assert time.monotonic() < deadline
@@ -386,9 +428,35 @@ def test_ctrl_c_leaves_no_part_of_a_file(tmp_path: Path) -> None:
     assert list((tmp_path / "tinyslm").iterdir()) == []
 
 
-def test_layer_weights_leave_the_output_out(tmp_path: Path) -> None:
-    from tinyslm import load
+# ---- beside llama.cpp ----
 
-    per_layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64
-    with load(tiny_file(tmp_path), backend="reference") as model:
-        assert bench.layer_weights(model._scheduler.engine.program) == TINY.layers * per_layer
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    return importlib.import_module("compare")
+
+
+def test_logits_that_agree_and_that_do_not(compare: Any) -> None:
+    rng = np.random.default_rng(0)
+    ours = rng.standard_normal(1000).astype(np.float32)
+    assert compare.agree(compare.agreement(ours, ours + 0.02 * rng.standard_normal(1000).astype(np.float32)))
+    assert not compare.agree(compare.agreement(ours, rng.permutation(ours)))
+    assert not compare.agree(compare.agreement(ours, ours + 0.3 * rng.standard_normal(1000).astype(np.float32)))
+    other = ours.copy()
+    other[ours.argmin()] = ours.max() + 1
+    assert not compare.agree(compare.agreement(ours, other)), "another token is the likeliest"
+
+
+def test_a_row_of_the_comparison(compare: Any) -> None:
+    def result(*seconds: int) -> bench.Result:
+        probes = [bench.Probe(10e9, 100e9)] * len(seconds)
+        return bench.Result(bench.Case(0, 8), [s * 10**9 for s in seconds], probes, 8e9)
+
+    row = compare.row(Path("a.gguf"), {"tinyslm": result(1, 2, 4), "slow": result(16, 16, 16), "fast": result(2, 8, 4)})
+    assert (row["ours"], row["best"], row["best_variant"], row["ratio"]) == (4, 2, "fast", 2)
+    assert (row["share"], row["best_share"], row["limit"], row["probe"]) == (0.4, 0.2, 10, 10)
+    about = {"cpu": "", "threads": 1, "rounds": 3, "date": "", "tinyslm": "", "isa": ""}
+    table = compare.markdown(about, [row]).splitlines()
+    assert table[-1] == "| a.gguf | tg8 | 4.0 | 2.0 | 2.00 | 40% | 20% | 10.0 GB/s | fast |"
+    assert len({line.count("|") for line in table[2:]}) == 1
