@@ -165,7 +165,9 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
 
     tests = list(dict.fromkeys(r["test"] for r in rows))
     height = max(2.5, 0.9 * len(rows) / len(tests) + 1.5)
-    figure, panels = pyplot.subplots(len(tests), 1, squeeze=False, figsize=(9, height * len(tests)))
+    figure, panels = pyplot.subplots(
+        len(tests), 1, squeeze=False, figsize=(9, height * len(tests)), layout="constrained"
+    )
     for panel, test in zip(panels[:, 0], tests, strict=True):
         here = [r for r in rows if r["test"] == test]
         at = np.arange(len(here))
@@ -177,8 +179,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
         panel.set(yticks=at, yticklabels=[r["model"] for r in here], title=test, xlabel="tokens/s")
         panel.invert_yaxis()
         panel.set_xlim(0, 1.15 * max(*limits, *(r["ours"] for r in here), *(r["best"] for r in here)))
-    panels[0, 0].legend(loc="lower right", fontsize="small")
-    figure.tight_layout()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return True
