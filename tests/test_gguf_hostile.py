@@ -188,15 +188,22 @@ def test_a_huge_sparse_file_is_not_read(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 1
 
 
-@settings(max_examples=400, deadline=1000)
+def check_in_time(path: Path) -> None:
+    """`check`, in under a second of this process's time: the machine may be busy."""
+    start = time.process_time()
+    check(path)
+    assert time.process_time() - start < 1
+
+
+@settings(max_examples=400, deadline=None)
 @given(seed=st.integers(0, 2**63))
 def test_mutated_files_parse_or_raise(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.gguf"
     path.write_bytes(Mutator(seed).file())
-    check(path)
+    check_in_time(path)
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_overwritten_and_cut_files_parse_or_raise(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -207,4 +214,4 @@ def test_overwritten_and_cut_files_parse_or_raise(
         content[at : at + 8] = data.draw(st.binary(max_size=16))
     path = tmp_path_factory.getbasetemp() / "overwritten.gguf"
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    check(path)
+    check_in_time(path)
