@@ -121,6 +121,12 @@ def test_numbers_that_do_not_fit_together(keys: dict[str, object], where: str) -
         build({f"llama.{k}": v for k, v in keys.items()})
 
 
+def test_the_width_of_a_value_does_not_follow_the_key() -> None:
+    shapes = {f"blk.{i}.attn_{name}.weight": (32, n) for i in range(2) for name, n in (("q", 64), ("k", 32))}
+    keys = {"llama.attention.key_length": 16, "llama.rope.dimension_count": 16}
+    assert [(s.dk, s.dv) for s in build(keys, shapes).stores] == [(16, 8), (16, 8)]
+
+
 def test_lists_with_one_entry_a_layer() -> None:
     per_layer = {"attention.head_count": [4, 4], "attention.head_count_kv": [2, 2], "feed_forward_length": [48, 48]}
     counts = {f"llama.{name}": np.array(value, np.uint32) for name, value in per_layer.items()}

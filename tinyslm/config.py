@@ -143,7 +143,7 @@ def read(keys: Keys, vocab: int) -> Config:
         raise FileError(keys.path, "no multiple of the key heads", where=f"{keys.arch}.attention.head_count",
                         expected=f"a multiple of {kv_heads}", got=heads)  # fmt: skip
     dk = keys.count("attention.key_length", width // heads, LARGEST_HEAD)
-    dv = keys.count("attention.value_length", dk, LARGEST_HEAD)
+    dv = keys.count("attention.value_length", width // heads or dk, LARGEST_HEAD)
     rope_dim = keys.count("rope.dimension_count", dk)
     if rope_dim > dk or rope_dim % 2:
         raise FileError(keys.path, "a key is absurd", where=f"{keys.arch}.rope.dimension_count",
