@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "api.h"
+#include "formats/panel.h"
 
 _Static_assert(FLT_EVAL_METHOD == 0, "float arithmetic must round to float at every step");
 

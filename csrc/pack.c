@@ -1,15 +1,7 @@
-/* GGUF rows to panels of 16 rows and back, and rows to float32.
-   A panel of a quantised type: for each 32 weights of its rows their codes, in planes: 4 vectors of 64 bytes (16 rows × 4
-   bytes) of low nibbles, vector j holding elements 4j … 4j + 3 below and 16 + 4j … above; then a vector of fifth bits
-   (bit v: elements 4v …), or two of bit pairs (pair j of vector u: elements 16u + 4j …); or 8 vectors of whole bytes. After
-   all the codes: the small scales of every block (k16: 16 groups of 16 rows' bytes; k32: each row's 12 bytes as 3 words of
-   16 rows), 16 f16 scales per block, 16 f16 minima per block. Of a float type: for each
-   element, its value in 16 rows. A panel is padded to 64 bytes. */
+/* GGUF rows to panels of 16 rows (formats/panel.h) and back, and rows to float32. */
 #include "engine.h"
 #include "formats/k.h"
 #include "formats/legacy.h"
-
-enum { PANEL = 16 };
 
 /* Codes of 32 elements of one row into (or out of) the planes of 16 rows; `p` is the row's own column. */
 static inline void planes_put(int planes, const uint8_t *q, uint8_t *p) {
@@ -43,32 +35,17 @@ static inline void planes_get(int planes, const uint8_t *p, uint8_t *q) {
   }
 }
 
-/* What the kins differ in: weights in a block; bytes of small scales a block and row; whether there are minima. */
-enum { legacy_BLOCK = 32, legacy_SMALL = 0, k16_BLOCK = 256, k16_SMALL = 16, k32_BLOCK = 256, k32_SMALL = 12 };
-
-/* Where a panel's parts start. */
-typedef struct {
-  uint8_t *codes, *small, *scales, *mins;
-} parts;
-static inline parts parts_of(const uint8_t *panel, int k, int planes, int block, int small) {
-  parts p = {(uint8_t *)panel, NULL, NULL, NULL};
-  p.small = p.codes + (int64_t)k / 32 * 64 * planes;
-  p.scales = p.small + (int64_t)k / block * small * PANEL;
-  p.mins = p.scales + (int64_t)k / block * 2 * PANEL;
-  return p;
-}
-
-/* The scales of block i of row r, by kin: to the panel, from it, and as floats that weights are made of. */
+/* The scales of row r, by kin: to the block's place in the panel, from it, and as floats that weights are made of. */
 #define legacy_SCALES(type, zero, min)                                                              \
-  static inline void scales_put_##type(const block_##type *b, parts p, int i, int r) {              \
+  static inline void scales_put_##type(const block_##type *b, slm_parts p, int r) {                 \
     uint16_t m = min_get_##type(b);                                                                 \
-    memcpy(p.scales + 32 * i + 2 * r, &b->d, 2);                                                    \
-    if (min) memcpy(p.mins + 32 * i + 2 * r, &m, 2);                                                \
+    memcpy(p.scales + 2 * r, &b->d, 2);                                                             \
+    if (min) memcpy(p.mins + 2 * r, &m, 2);                                                         \
   }                                                                                                 \
-  static inline void scales_get_##type(block_##type *b, parts p, int i, int r) {                    \
+  static inline void scales_get_##type(block_##type *b, slm_parts p, int r) {                       \
     uint16_t m = 0;                                                                                 \
-    memcpy(&b->d, p.scales + 32 * i + 2 * r, 2);                                                    \
-    if (min) memcpy(&m, p.mins + 32 * i + 2 * r, 2);                                                \
+    memcpy(&b->d, p.scales + 2 * r, 2);                                                             \
+    if (min) memcpy(&m, p.mins + 2 * r, 2);                                                         \
     min_put_##type(b, m);                                                                           \
   }                                                                                                 \
   static inline void weights_##type(const block_##type *b, const uint8_t *q, float *w) {            \
@@ -79,13 +56,13 @@ static inline parts parts_of(const uint8_t *panel, int k, int planes, int block,
     }                                                                                               \
   }
 #define k16_SCALES(type, zero, min)                                                                 \
-  static inline void scales_put_##type(const block_##type *b, parts p, int i, int r) {              \
-    for (int g = 0; g < 16; g++) p.small[256 * i + 16 * g + r] = (uint8_t)b->scale[g];              \
-    memcpy(p.scales + 32 * i + 2 * r, &b->d, 2);                                                    \
+  static inline void scales_put_##type(const block_##type *b, slm_parts p, int r) {                 \
+    for (int g = 0; g < 16; g++) p.small[16 * g + r] = (uint8_t)b->scale[g];                        \
+    memcpy(p.scales + 2 * r, &b->d, 2);                                                             \
   }                                                                                                 \
-  static inline void scales_get_##type(block_##type *b, parts p, int i, int r) {                    \
-    for (int g = 0; g < 16; g++) b->scale[g] = (int8_t)p.small[256 * i + 16 * g + r];               \
-    memcpy(&b->d, p.scales + 32 * i + 2 * r, 2);                                                    \
+  static inline void scales_get_##type(block_##type *b, slm_parts p, int r) {                       \
+    for (int g = 0; g < 16; g++) b->scale[g] = (int8_t)p.small[16 * g + r];                         \
+    memcpy(&b->d, p.scales + 2 * r, 2);                                                             \
   }                                                                                                 \
   static inline void weights_##type(const block_##type *b, const uint8_t *q, float *w) {            \
     for (int g = 0; g < 16; g++) {                                                                  \
@@ -94,15 +71,15 @@ static inline parts parts_of(const uint8_t *panel, int k, int planes, int block,
     }                                                                                               \
   }
 #define k32_SCALES(type, zero, min)                                                                 \
-  static inline void scales_put_##type(const block_##type *b, parts p, int i, int r) {              \
-    for (int w = 0; w < 3; w++) memcpy(p.small + 192 * i + 64 * w + 4 * r, b->small + 4 * w, 4);    \
-    memcpy(p.scales + 32 * i + 2 * r, &b->d, 2);                                                    \
-    memcpy(p.mins + 32 * i + 2 * r, &b->dmin, 2);                                                   \
+  static inline void scales_put_##type(const block_##type *b, slm_parts p, int r) {                 \
+    for (int w = 0; w < 3; w++) memcpy(p.small + 64 * w + 4 * r, b->small + 4 * w, 4);              \
+    memcpy(p.scales + 2 * r, &b->d, 2);                                                             \
+    memcpy(p.mins + 2 * r, &b->dmin, 2);                                                            \
   }                                                                                                 \
-  static inline void scales_get_##type(block_##type *b, parts p, int i, int r) {                    \
-    for (int w = 0; w < 3; w++) memcpy(b->small + 4 * w, p.small + 192 * i + 64 * w + 4 * r, 4);    \
-    memcpy(&b->d, p.scales + 32 * i + 2 * r, 2);                                                    \
-    memcpy(&b->dmin, p.mins + 32 * i + 2 * r, 2);                                                   \
+  static inline void scales_get_##type(block_##type *b, slm_parts p, int r) {                       \
+    for (int w = 0; w < 3; w++) memcpy(b->small + 4 * w, p.small + 64 * w + 4 * r, 4);              \
+    memcpy(&b->d, p.scales + 2 * r, 2);                                                             \
+    memcpy(&b->dmin, p.mins + 2 * r, 2);                                                            \
   }                                                                                                 \
   static inline void weights_##type(const block_##type *b, const uint8_t *q, float *w) {            \
     uint8_t scale[8], least[8];                                                                     \
@@ -118,24 +95,24 @@ static inline parts parts_of(const uint8_t *panel, int k, int planes, int block,
 #define FORMAT(type, kin, planes, zero, min)                                                        \
   kin##_SCALES(type, zero, min)                                                                     \
   static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
-    const parts p = parts_of(panel, k, planes, kin##_BLOCK, kin##_SMALL);                           \
     for (int i = 0; i < k / kin##_BLOCK; i++) {                                                     \
       block_##type b = {0};                                                                         \
-      uint8_t q[kin##_BLOCK], *codes = p.codes + (int64_t)i * kin##_BLOCK / 32 * 64 * (planes) + 4 * r; \
+      const slm_parts p = kin##_parts(panel, i, planes, min);                                       \
+      uint8_t q[kin##_BLOCK], *codes = p.codes + 4 * r;                                  \
       if (source) memcpy(&b, source + i * sizeof b, sizeof b);                                      \
       codes_get_##type(&b, q);                                                                      \
       for (int g = 0; g < kin##_BLOCK / 32; g++) planes_put(planes, q + 32 * g, codes + g * 64 * (planes)); \
-      scales_put_##type(&b, p, i, r);                                                               \
+      scales_put_##type(&b, p, r);                                                                  \
     }                                                                                               \
   }                                                                                                 \
   static void get_##type(const uint8_t *panel, int k, int r, uint8_t *target) {                     \
-    const parts p = parts_of(panel, k, planes, kin##_BLOCK, kin##_SMALL);                           \
     for (int i = 0; i < k / kin##_BLOCK; i++) {                                                     \
       block_##type b;                                                                               \
-      uint8_t q[kin##_BLOCK], *codes = p.codes + (int64_t)i * kin##_BLOCK / 32 * 64 * (planes) + 4 * r; \
+      const slm_parts p = kin##_parts(panel, i, planes, min);                                       \
+      uint8_t q[kin##_BLOCK], *codes = p.codes + 4 * r;                                  \
       for (int g = 0; g < kin##_BLOCK / 32; g++) planes_get(planes, codes + g * 64 * (planes), q + 32 * g); \
       codes_put_##type(&b, q);                                                                      \
-      scales_get_##type(&b, p, i, r);                                                               \
+      scales_get_##type(&b, p, r);                                                                  \
       memcpy(target + i * sizeof b, &b, sizeof b);                                                  \
     }                                                                                               \
   }                                                                                                 \
@@ -182,18 +159,19 @@ static void floats_BF16(const uint8_t *source, int k, float *target) {
 }
 
 typedef struct {
-  int block, bytes, act_block, panel_bytes; /* bytes of a block in the file, and of 16 rows' blocks in a panel */
+  int block, bytes, act_block;  /* bytes of a block in the file */
+  int unit, unit_bytes;         /* blocks in a unit of a panel, and its bytes */
   void (*put)(const uint8_t *source, int k, int r, uint8_t *panel);
   void (*get)(const uint8_t *panel, int k, int r, uint8_t *target);
   void (*floats)(const uint8_t *source, int k, float *target);
 } format;
 static const format formats[] = {
-    [SLM_F32] = {1, 4, 0, 64, put_F32, get_F32, floats_F32},
-    [SLM_F16] = {1, 2, 0, 32, put_F16, get_F16, floats_F16},
-    [SLM_BF16] = {1, 2, 0, 32, put_BF16, get_BF16, floats_BF16},
+    [SLM_F32] = {1, 4, 0, 1, 64, put_F32, get_F32, floats_F32},
+    [SLM_F16] = {1, 2, 0, 1, 32, put_F16, get_F16, floats_F16},
+    [SLM_BF16] = {1, 2, 0, 1, 32, put_BF16, get_BF16, floats_BF16},
 #define FORMAT(type, kin, planes, zero, min)                                                        \
   [SLM_##type] = {kin##_BLOCK, sizeof(block_##type), kin##_BLOCK, /* activations are rounded in blocks of the weights' */ \
-                  kin##_BLOCK * 2 * (planes) + kin##_SMALL * PANEL + 32 + 32 * (min), put_##type, get_##type, floats_##type},
+                  kin##_UNIT, kin##_BYTES(planes, min), put_##type, get_##type, floats_##type},
 #include "formats.inc"
 #undef FORMAT
 };
@@ -206,7 +184,7 @@ static const format *find(int32_t type, int32_t k) {
 
 int64_t slm_panel_bytes(int32_t type, int32_t k) {
   const format *f = find(type, k);
-  return f ? ((int64_t)(k / f->block) * f->panel_bytes + 63) / 64 * 64 : 0;
+  return f ? ((int64_t)((k / f->block + f->unit - 1) / f->unit) * f->unit_bytes + 63) / 64 * 64 : 0;
 }
 int64_t slm_row_bytes(int32_t type, int32_t k) {
   const format *f = find(type, k);
@@ -225,13 +203,12 @@ int32_t slm_pack(int32_t type, int32_t k, const uint8_t *source, const int32_t *
   const format *f = find(type, k);
   if (!f) return SLM_E_TYPE;
   const int64_t row_bytes = slm_row_bytes(type, k), panel_bytes = slm_panel_bytes(type, k);
-  const int64_t used = (int64_t)(k / f->block) * f->panel_bytes;
   for (int32_t p = 0; p < panels; p++, target += panel_bytes) {
+    memset(target, 0, (size_t)panel_bytes);
     for (int r = 0; r < PANEL; r++) {
       int32_t row = rows[p * PANEL + r];
       f->put(row < 0 ? NULL : source + row * row_bytes, k, r, target);
     }
-    memset(target + used, 0, (size_t)(panel_bytes - used));
   }
   return SLM_OK;
 }
