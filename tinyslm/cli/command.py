@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import TinySLMError
-from . import bench, models, pull, run, show, tokenize
+from . import bench, models, perplexity, pull, run, show, tokenize
 from .terminal import say
 
-VERBS = {"run": run, "pull": pull, "models": models, "show": show, "tokenize": tokenize, "bench": bench}
+VERBS = {"run": run, "pull": pull, "models": models, "show": show, "tokenize": tokenize, "bench": bench,
+         "perplexity": perplexity}  # fmt: skip
 EXAMPLES = """\
 examples:
   tinyslm run "Once upon a time"                   with the built-in model
@@ -26,6 +27,7 @@ examples:
   tinyslm show model.gguf
   tinyslm tokenize -m model.gguf "Once upon a time"
   tinyslm bench --shape llama-3.2-1b
+  tinyslm perplexity -m model.gguf -f text.txt
   tinyslm run -h                                   all that a verb can do
 
 environment:

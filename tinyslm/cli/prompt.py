@@ -25,10 +25,17 @@ def read(args: Namespace, parser: ArgumentParser) -> str:
         parser.error("the text is given more than once: as an argument, with -p or with -f, only one can be")
     if given and isinstance(given[0], str):
         return _checked(given[0])
-    if given and given[0] != Path("-"):
-        return _decoded(given[0].read_bytes(), str(given[0]))
-    if sys.stdin is None or (not given and sys.stdin.isatty()):
+    if not given and (sys.stdin is None or sys.stdin.isatty()):
         parser.error("no text: give it as an argument in quotes, with -f FILE, or through a pipe")
+    return from_file(given[0] if given else Path("-"))
+
+
+def from_file(path: Path) -> str:
+    """The text of a file, - for stdin, without the newline at its end. OptionError where it is not UTF-8, OSError."""
+    if path != Path("-"):
+        return _decoded(path.read_bytes(), str(path))
+    if sys.stdin is None:
+        raise OSError("stdin is closed")
     return _decoded(sys.stdin.buffer.read(), "stdin")
 
 
