@@ -74,11 +74,14 @@ def plainly(model: Scorer, text: str, c: int) -> tuple[list[list[float]], list[i
     return rows, came
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize(("c", "block", "piece"), [(64, 16 << 20, 1 << 16), (33, 4 * 400 * 5, 400 * 2), (8, 1, 1)])
 def test_as_defined(
     files: tuple[Path, Path], both: tuple[Scorer, Scorer], monkeypatch: pytest.MonkeyPatch, c: int, block: int,
-    piece: int,
+    piece: int, turned: bool,
 ) -> None:  # fmt: skip
+    if turned:
+        files, both = files[::-1], both[::-1]
     monkeypatch.setattr(perplexity, "BLOCK_BYTES", block)
     monkeypatch.setattr(perplexity, "PIECE", piece)
     rows, came = plainly(both[0], TEXT, c)
@@ -218,6 +221,26 @@ def test_other_vocabulary(both: tuple[Scorer, Scorer], tmp_path: Path) -> None:
         pytest.raises(OptionError, match="different vocabularies: 400 and 401 tokens"),
     ):
         measure(both[0], windows(both[0], TEXT, 30), base=other)
+    with GGUF.open(both[0].model.path) as file:
+        tokens = list(file.metadata["tokenizer.ggml.tokens"])
+        tokens[300:302] = tokens[301], tokens[300]
+        tensors = [TensorData(t.name, t.shape, t.type, file.read(t)) for t in file.tensors.values()]
+        write(tmp_path / "other.gguf", {**file.metadata, "tokenizer.ggml.tokens": tokens}, tensors)
+    with Scorer(tmp_path / "other.gguf") as other, pytest.raises(OptionError, match=r"token 300 is '.*' and '.*'$"):
+        measure(both[0], windows(both[0], TEXT, 30), base=other)
+
+
+def test_pages_are_given_back(both: tuple[Scorer, Scorer], monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, held = both[0]._engine.backend, list[Any]()
+    new, free = backend.new_page, backend.free_page
+    monkeypatch.setattr(backend, "new_page", lambda: held.append(page := new()) or page)
+    monkeypatch.setattr(backend, "free_page", lambda page: (held.remove(page), free(page)))
+    most = 0
+    for _ in both[0].logits(np.arange(3, 203, dtype=np.int32), 150):
+        most = len(held)
+    assert (most, held) == (4, [])
+    next(both[0].logits(np.arange(3, 203, dtype=np.int32), 150))
+    assert held == []
 
 
 def test_a_broken_model_is_told(tmp_path: Path) -> None:
