@@ -25,7 +25,7 @@ enum slm_kind {
   SLM_MATMUL,  /* out = W act (+ bias), then the epilogue */
   SLM_ROPE,    /* out = x turned by position */
   SLM_STORE,   /* KV page = x (turned, if rope >= 0) and y */
-  SLM_ATTEND,  /* out = softmax(scale · x Kᵀ) V, x turned first if rope >= 0 */
+  SLM_ATTEND,  /* out = softmax(scale · x Kᵀ) V, x turned first if rope >= 0; see window, softcap */
   SLM_GLU,     /* out = act(x) · y */
   SLM_ADD,     /* out = x + y */
   SLM_GATHER   /* out = x at the wanted tokens */
@@ -42,9 +42,9 @@ typedef struct {
   int32_t type, type2;           /* of w and w2 */
   int32_t n, k;                  /* columns of out and of x */
   int32_t ldx, ldy, ldout;
-  int32_t heads, kv_heads, dk, dv, rope;
+  int32_t heads, kv_heads, dk, dv, rope, window; /* window: positions that a token sees; 0: all */
   int32_t epilogue, act_block;   /* act_block: 0 float32, else int8 with a scale per so many elements */
-  float eps, scale;
+  float eps, scale, softcap;       /* softcap: scores become softcap · tanh(score / softcap); 0: they stay */
   int64_t x, y, out, w, w2, bias, bias2, norm, kv; /* kv: offset of the layer in a KV page */
   int64_t act_narrow, act_wide;  /* the act slot: offset in a thread's scratch, and in the workspace */
 } slm_op;

@@ -11,11 +11,13 @@
 _Static_assert(FLT_EVAL_METHOD == 0, "float arithmetic must round to float at every step");
 
 enum { SLM_PAGE = 64, SLM_SEGMENT = 512 }; /* positions in a KV page; in an attention segment */
-enum { SLM_ATTEND_ROWS = 8 };              /* the most tokens of one sequence in an attention unit */
+enum { SLM_COLUMNS = 128 };                /* query heads times tokens that attend together, about */
+enum { SLM_COLUMNS_FLOATS = 96 };          /* of the state of a tile of columns, but for its arrays */
 
-/* Tokens of one sequence that attend together: rows first … first + count - 1. */
+/* Tokens of one sequence: rows first … first + count - 1. It is the run-th sequence of the step, and the step's first
+   token of it stands at position `fresh`. */
 typedef struct {
-  int32_t first, count, sequence;
+  int32_t first, count, sequence, run, fresh;
 } slm_unit;
 
 /* A step as one thread sees it. */
@@ -27,6 +29,8 @@ typedef struct {
   float *scratch;        /* this thread's, for kernels */
   const float *turn;     /* cos and sin of each token and rope: (ropes, rows, 2, half) by slm_turn */
   const int64_t *turn_at;
+  float *parts;          /* attention by segments in narrow steps: (rows, heads, segments, slm_part_floats) */
+  int32_t segments;
   int32_t narrow;
 } slm_ctx;
 
@@ -78,7 +82,9 @@ typedef struct {
   void (*matmul)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop, int32_t panel, int32_t panel_stop);
   void (*rope)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
   void (*store)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop, int32_t head, int32_t head_stop);
-  void (*attend)(const slm_ctx *, const slm_op *, const slm_unit *, int32_t head);
+  /* One KV head of a unit: all segments, or only one, which goes to ctx->parts until attend_merge adds first … last. */
+  void (*attend)(const slm_ctx *, const slm_op *, const slm_unit *, int32_t head, int32_t only);
+  void (*attend_merge)(const slm_ctx *, const slm_op *, const slm_unit *, int32_t head, int32_t first, int32_t last);
   void (*glu)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
   void (*add)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
   int32_t probe_sums; /* dots in a round of probe_dots */
@@ -93,11 +99,17 @@ int slm_cpu_has(int features);
 /* The table of dispatch.c. */
 const slm_isa *slm_isa_find(const char *name); /* NULL: the best here; a NULL result: none of that name here */
 
-/* Floats of kernel scratch that storing and attending take: 8 columns' q, o, sum and p, and one head. */
-static inline int64_t slm_attend_floats(const slm_op *op) {
-  int64_t wide = (op->dv + 15) / 16 * 16;
-  return 8 * (op->dk + 2 * wide + SLM_PAGE) + op->dk + 64;
+/* The first position that a token at `position` sees. */
+static inline int32_t slm_seen_from(const slm_op *op, int32_t position) {
+  return op->window > 0 && position >= op->window ? position - op->window + 1 : 0;
 }
+/* Floats of kernel scratch that storing and attending take: a block of keys and values, a tile's weights, and of every
+   column (a last tile may be filled up by 15) q, o, sum, l and its share of the tile's state. */
+static inline int64_t slm_attend_floats(const slm_op *op) {
+  const int64_t wide = (op->dv + 15) / 16 * 16, group = op->heads / op->kv_heads;
+  return SLM_PAGE * (op->dk + wide + 16) + ((group > SLM_COLUMNS ? group : SLM_COLUMNS) + 15) * (op->dk + 2 * wide + 32 + SLM_COLUMNS_FLOATS / 2);
+}
+static inline int64_t slm_part_floats(const slm_op *op) { return 16 + (op->dv + 15) / 16 * 16; }
 
 /* Threads that run one job together (pool.c). Thread 0 is the caller. */
 typedef struct slm_pool slm_pool;

@@ -21,8 +21,13 @@ struct slm_engine {
   float *turn;
   int64_t *turn_at;         /* per rope: offset of its table in floats */
   struct { _Alignas(64) int32_t next; } *claims; /* per op: ranges handed out */
-  slm_unit *units[2];       /* per row domain: what attends together */
+  slm_unit *units[2];       /* per row domain: the sequences of the step */
   int32_t n_units[2];
+  int32_t *ended;           /* narrow attention: per row and KV head, segments that are done */
+  int64_t n_ended;
+  float *parts;             /* what those segments left */
+  int64_t parts_bytes;
+  int32_t segments;         /* the most that a sequence of the step has */
   const slm_batch *batch;
 };
 
@@ -89,27 +94,102 @@ static void run_matmul(const walker *w, const slm_op *op) {
   }
 }
 
-static void run_attend(const walker *w, const slm_op *op) {
+/* Rows of one sequence that attend together: as many as fill SLM_COLUMNS, but wide steps leave each thread some. */
+static int32_t attend_rows(const walker *w, const slm_op *op) {
+  const int32_t fit = at_least_1(SLM_COLUMNS / (op->heads / op->kv_heads));
+  const int32_t even = at_least_1((int64_t)slm_rows(&w->ctx, op) * op->kv_heads / (4 * w->e->threads));
+  return w->ctx.narrow || fit < even ? fit : even;
+}
+
+/* Part `i` of a unit cut into `rows` rows. */
+static slm_unit unit_part(const slm_unit *unit, int32_t rows, int32_t i) {
+  slm_unit part = *unit;
+  part.first += i * rows, part.count = unit->count - i * rows < rows ? unit->count - i * rows : rows;
+  return part;
+}
+static int32_t unit_parts(const slm_unit *unit, int32_t rows) { return (unit->count + rows - 1) / rows; }
+
+/* Claimed one by one, the longest first, so that the threads end together. */
+static void attend_wide(const walker *w, const slm_op *op) {
   const slm_unit *units = w->e->units[op->output];
-  const int32_t n = w->e->n_units[op->output];
-  if (w->ctx.narrow) { /* by head, as the store before it: each thread reads what it wrote */
-    const int32_t stop = cut(op->kv_heads, 1, w->thread + 1, w->e->threads);
-    for (int32_t h = cut(op->kv_heads, 1, w->thread, w->e->threads); h < stop; h++)
-      for (int32_t u = 0; u < n && !stopped(w); u++) w->e->isa->attend(&w->ctx, op, units + u, h);
-    return;
+  const int32_t rows = attend_rows(w, op);
+  int64_t before = 0; /* items of the units after u */
+  for (int32_t u = w->e->n_units[op->output] - 1;;) {
+    const int64_t at = claim(w, op);
+    while (u >= 0 && at - before >= (int64_t)unit_parts(units + u, rows) * op->kv_heads)
+      before += (int64_t)unit_parts(units + u--, rows) * op->kv_heads;
+    if (u < 0 || stopped(w)) return;
+    const slm_unit part = unit_part(units + u, rows, unit_parts(units + u, rows) - 1 - (int32_t)((at - before) / op->kv_heads));
+    w->e->isa->attend(&w->ctx, op, &part, (int32_t)((at - before) % op->kv_heads), -1);
   }
-  for (;;) {
-    int64_t at = claim(w, op);
-    if (at >= (int64_t)n * op->kv_heads || stopped(w)) return;
-    /* the longest first, so that the threads end together */
-    w->e->isa->attend(&w->ctx, op, units + (n - 1 - at / op->kv_heads), (int32_t)(at % op->kv_heads));
+}
+
+typedef struct {
+  int32_t first, last;
+} segments;
+static segments segments_of(const walker *w, const slm_op *op, const slm_unit *unit) {
+  const int32_t *at = w->e->batch->positions, row = unit->first;
+  return (segments){slm_seen_from(op, at[slm_token(&w->ctx, op, row)]) / SLM_SEGMENT,
+                    at[slm_token(&w->ctx, op, row + unit->count - 1)] / SLM_SEGMENT};
+}
+
+/* One segment; whoever ends the last one of its unit and head adds them up. */
+static void attend_segment(const walker *w, const slm_op *op, const slm_unit *unit, int32_t head, int32_t segment) {
+  const segments s = segments_of(w, op, unit);
+  int32_t *ended = &w->e->ended[(int64_t)unit->first * op->kv_heads + head];
+  if (stopped(w)) return;
+  w->e->isa->attend(&w->ctx, op, unit, head, s.first == s.last ? -1 : segment);
+  if (s.first == s.last || __atomic_add_fetch(ended, 1, __ATOMIC_ACQ_REL) <= s.last - s.first) return;
+  *ended = 0;
+  w->e->isa->attend_merge(&w->ctx, op, unit, head, s.first, s.last);
+}
+
+/* The pairs of sequence and KV head that a thread stores in a narrow step, and so may attend to without waiting. */
+static int32_t pair(const walker *w, const slm_op *op, int32_t thread) {
+  return cut(w->e->n_units[0] * op->kv_heads, 1, thread, w->e->threads);
+}
+static segments own_heads(const walker *w, const slm_op *op, int32_t run) { /* first … last - 1 */
+  const int32_t low = pair(w, op, w->thread) - run * op->kv_heads, high = pair(w, op, w->thread + 1) - run * op->kv_heads;
+  return (segments){low > 0 ? low : 0, high < op->kv_heads ? high : op->kv_heads};
+}
+
+/* The segments that the step writes to are attended to by the thread that wrote there; those before them are claimed. */
+static void attend_narrow(const walker *w, const slm_op *op) {
+  const slm_unit *units = w->e->units[op->output];
+  const int32_t rows = attend_rows(w, op), n = w->e->n_units[op->output];
+  for (int32_t u = 0; u < n; u++) {
+    const segments own = own_heads(w, op, units[u].run);
+    for (int32_t h = own.first; h < own.last; h++)
+      for (int32_t i = 0; i < unit_parts(units + u, rows); i++) {
+        const slm_unit part = unit_part(units + u, rows, i);
+        const segments s = segments_of(w, op, &part);
+        const int32_t fresh = part.fresh / SLM_SEGMENT;
+        for (int32_t j = fresh > s.first ? fresh : s.first; j <= s.last; j++) attend_segment(w, op, &part, h, j);
+      }
   }
+  int64_t before = 0, at = claim(w, op);
+  for (int32_t u = 0; u < n; u++)
+    for (int32_t i = 0; i < unit_parts(units + u, rows); i++) {
+      const slm_unit part = unit_part(units + u, rows, i);
+      const int32_t first = segments_of(w, op, &part).first, here = (part.fresh / SLM_SEGMENT - first) * op->kv_heads;
+      if (here <= 0) continue;
+      for (; at < before + here; at = claim(w, op)) {
+        const int32_t item = (int32_t)(at - before);
+        attend_segment(w, op, &part, item % op->kv_heads, first + item / op->kv_heads);
+      }
+      before += here;
+    }
 }
 
 static void run_store(const walker *w, const slm_op *op) {
   const int32_t t = w->thread, threads = w->e->threads, rows = slm_rows(&w->ctx, op);
-  if (w->ctx.narrow) w->e->isa->store(&w->ctx, op, 0, rows, cut(op->kv_heads, 1, t, threads), cut(op->kv_heads, 1, t + 1, threads));
-  else w->e->isa->store(&w->ctx, op, cut(rows, 1, t, threads), cut(rows, 1, t + 1, threads), 0, op->kv_heads);
+  if (!w->ctx.narrow) w->e->isa->store(&w->ctx, op, cut(rows, 1, t, threads), cut(rows, 1, t + 1, threads), 0, op->kv_heads);
+  else
+    for (int32_t u = 0; u < w->e->n_units[0]; u++) {
+      const slm_unit *unit = w->e->units[0] + u;
+      const segments own = own_heads(w, op, u);
+      if (own.first < own.last) w->e->isa->store(&w->ctx, op, unit->first, unit->first + unit->count, own.first, own.last);
+    }
 }
 
 static void embed(const slm_ctx *c, const slm_op *op, int32_t row, int32_t stop) {
@@ -144,7 +224,7 @@ static void run_op(const walker *w, const slm_op *op) {
     case SLM_MATMUL: run_matmul(w, op); break;
     case SLM_ROPE: isa->rope(&w->ctx, op, row, stop); break;
     case SLM_STORE: run_store(w, op); break;
-    case SLM_ATTEND: run_attend(w, op); break;
+    case SLM_ATTEND: (w->ctx.narrow ? attend_narrow : attend_wide)(w, op); break;
     case SLM_GLU: isa->glu(&w->ctx, op, row, stop); break;
     case SLM_ADD: isa->add(&w->ctx, op, row, stop); break;
     case SLM_GATHER: gather(&w->ctx, op, row, stop); break;
@@ -168,7 +248,7 @@ static void walk(void *state, int32_t thread) {
   slm_engine *e = state;
   uint8_t *scratch = e->memory + e->program.workspace + thread * e->scratch;
   walker w = {e, {&e->program, e->batch, e->memory, scratch, (float *)(scratch + e->program.scratch), e->turn, e->turn_at,
-                  e->batch->n_tokens <= SLM_NARROW}, thread};
+                  e->parts, e->segments, e->batch->n_tokens <= SLM_NARROW}, thread};
   const slm_fpstate before = slm_fpstate_enter();
   turn_rows(&w);
   slm_pool_barrier(e->pool);
@@ -180,18 +260,43 @@ static void walk(void *state, int32_t thread) {
   slm_fpstate_leave(before);
 }
 
-/* Rows that attend together: neighbours of one sequence. */
-static void make_units(slm_engine *e, int output) {
+/* The sequences of the step, and their wanted rows. */
+static void make_units(slm_engine *e) {
   const slm_batch *b = e->batch;
-  const int32_t rows = output ? b->n_outputs : b->n_tokens;
-  int32_t n = 0;
-  for (int32_t r = 0; r < rows; r++) {
-    const int32_t sequence = b->sequence[output ? b->outputs[r] : r];
-    slm_unit *u = e->units[output] + n - 1;
-    if (n && u->sequence == sequence && u->count < SLM_ATTEND_ROWS) u->count++;
-    else e->units[output][n++] = (slm_unit){r, 1, sequence};
+  slm_unit *all = e->units[0], *wanted = e->units[1];
+  int32_t n = 0, m = 0, run = 0;
+  for (int32_t r = 0; r < b->n_tokens; r++)
+    if (n && all[n - 1].sequence == b->sequence[r]) all[n - 1].count++;
+    else all[n] = (slm_unit){r, 1, b->sequence[r], n, b->positions[r]}, n++;
+  for (int32_t r = 0; r < b->n_outputs; r++) {
+    while (all[run].first + all[run].count <= b->outputs[r]) run++;
+    if (m && wanted[m - 1].run == run) wanted[m - 1].count++;
+    else wanted[m++] = (slm_unit){r, 1, all[run].sequence, run, all[run].fresh};
   }
-  e->n_units[output] = n;
+  e->n_units[0] = n, e->n_units[1] = m;
+}
+
+/* Room for what attention by segments leaves, where a sequence of a narrow step has more than one. It grows by doubling. */
+static int32_t make_parts(slm_engine *e) {
+  const slm_batch *b = e->batch;
+  e->segments = 1;
+  if (b->n_tokens > SLM_NARROW) return SLM_OK;
+  for (int32_t i = 0; i < b->n_tokens; i++)
+    if (b->positions[i] / SLM_SEGMENT >= e->segments) e->segments = b->positions[i] / SLM_SEGMENT + 1;
+  memset(e->ended, 0, (size_t)e->n_ended * sizeof *e->ended);
+  int64_t floats = 0;
+  for (int32_t i = 0; i < e->program.n_ops && e->segments > 1; i++) {
+    const slm_op *op = e->program.ops + i;
+    const int64_t these = op->kind == SLM_ATTEND ? op->heads * slm_part_floats(op) : 0;
+    floats = these > floats ? these : floats;
+  }
+  const int64_t bytes = 4 * floats * b->n_tokens * e->segments;
+  if (bytes <= e->parts_bytes) return SLM_OK;
+  slm_free(e->parts, e->parts_bytes);
+  e->parts_bytes = 2 * bytes;
+  if ((e->parts = slm_alloc(e->parts_bytes))) return SLM_OK;
+  e->parts_bytes = 0;
+  return SLM_E_MEMORY;
 }
 
 /* SLM_OK if every number of the batch is in range. */
@@ -214,7 +319,9 @@ int32_t slm_step(slm_engine *e, const slm_batch *batch) {
   int32_t error = check(e, batch);
   if (error) return error;
   e->batch = batch, e->stopped = 0;
-  make_units(e, 0), make_units(e, 1);
+  make_units(e);
+  error = make_parts(e);
+  if (error) return error;
   for (int32_t i = 0; i < e->program.n_ops; i++) e->claims[i].next = 0;
   memset(batch->bad, 0, (size_t)batch->n_tokens);
   error = slm_pool_run(e->pool, walk, e);
@@ -268,7 +375,8 @@ void slm_engine_free(slm_engine *e) {
   if (!e) return;
   slm_pool_free(e->pool);
   slm_free(e->memory, e->memory_bytes);
-  free(e->turn_at), free(e->claims), free(e->units[0]), free(e->units[1]);
+  free(e->turn_at), free(e->claims), free(e->units[0]), free(e->units[1]), free(e->ended);
+  slm_free(e->parts, e->parts_bytes);
   free(e);
 }
 
@@ -290,7 +398,10 @@ static int allocate(slm_engine *e) {
   e->turn_at = calloc((size_t)p->n_ropes + 1, sizeof *e->turn_at);
   e->claims = aligned_alloc(64, sizeof *e->claims * (size_t)(p->n_ops + 1));
   for (int i = 0; i < 2; i++) e->units[i] = calloc((size_t)p->rows, sizeof **e->units);
-  if (!e->turn_at || !e->claims || !e->units[0] || !e->units[1]) return 0;
+  for (int32_t i = 0; i < p->n_ops; i++)
+    if (p->ops[i].kind == SLM_ATTEND && SLM_NARROW * (int64_t)p->ops[i].kv_heads > e->n_ended) e->n_ended = SLM_NARROW * (int64_t)p->ops[i].kv_heads;
+  e->ended = calloc((size_t)e->n_ended + 1, sizeof *e->ended);
+  if (!e->turn_at || !e->claims || !e->units[0] || !e->units[1] || !e->ended) return 0;
   for (int32_t i = 0; i < p->n_ropes; i++) {
     e->turn_at[i] = floats;
     floats += (int64_t)p->rows * 2 * p->ropes[i].half;

@@ -140,7 +140,7 @@ static int turns(const slm_program *p, const slm_op *op) {
   return op->rope >= 0 && op->rope < p->n_ropes && 2 * (int64_t)p->ropes[op->rope].half <= op->dk;
 }
 static int page_part(const slm_program *p, const slm_op *op) {
-  return op->kv_heads > 0 && op->dk > 0 && op->dv > 0 && (op->rope == -1 || turns(p, op)) &&
+  return op->kv_heads > 0 && op->dk > 0 && op->dv > 0 && op->window >= 0 && (op->rope == -1 || turns(p, op)) &&
          range(op->kv, (int64_t)op->kv_heads * SLM_PAGE * 2 * (op->dk + (op->dv + 15) / 16 * 16), p->page_bytes);
 }
 

@@ -43,6 +43,8 @@ class Shape:
     layers: int = 2
     biases: bool = False
     odd: bool = False  # ops that no fusion takes in
+    window: int = 0
+    softcap: float = 0.0
     bad: bool = False  # the embedding of BAD_ID is no number
     rows: int = 40
 
@@ -53,6 +55,7 @@ SHAPES = {
     "q6": Shape(256, 6, 3, 80, 48, 256, 65, ("Q6_K", "Q8_0", "Q4_K", "Q5_K"), "Q6_K", down="Q6_K", half=16),
     "floats": Shape(40, 2, 1, 128, 128, 172, 90, ("F32", "BF16", "F16"), "BF16", "F32", "F32", odd=True),
     "bad": Shape(32, 2, 1, 16, 16, 64, 70, ("Q8_0", "F32"), "F32", bad=True),
+    "window": Shape(32, 5, 1, 16, 24, 32, 48, ("Q8_0",), "Q4_1", window=23, softcap=2.0),
     "long": Shape(32, 2, 1, 8, 8, 32, 48, ("Q8_0",), "Q4_1", layers=1, rows=512),
 }
 
@@ -76,11 +79,11 @@ def program(s: Shape) -> tuple[Program, dict[str, str]]:
     for i in range(s.layers):
         y = b.rmsnorm(x, Weight(f"{i}.norm", s.width), 1e-5)
         k = b.rope(matmul(y, f"{i}.k", s.kv_heads * s.dk), s.kv_heads, table)
-        store = b.store(k, matmul(y, f"{i}.v", s.kv_heads * s.dv), s.kv_heads)
+        store = b.store(k, matmul(y, f"{i}.v", s.kv_heads * s.dv), s.kv_heads, s.window)
         if i == s.layers - 1:
             x, y = b.select(x), b.select(y)
         q = b.rope(matmul(y, f"{i}.q", s.heads * s.dk), s.heads, table)
-        x = b.add(x, matmul(b.attend(q, store, s.heads, s.dk**-0.5), f"{i}.o", s.width))
+        x = b.add(x, matmul(b.attend(q, store, s.heads, s.dk**-0.5, s.softcap), f"{i}.o", s.width))
         y = b.rmsnorm(x, Weight(f"{i}.norm2", s.width), 1e-5)
         gate, up = matmul(y, f"{i}.gate", s.ff), matmul(y, f"{i}.up", s.ff)
         x = b.add(x, matmul(b.glu(gate, up, "silu"), f"{i}.down", s.width, s.down))
@@ -183,8 +186,9 @@ def random_shape(seed: int) -> Shape:
         width=length(300), heads=kv_heads * int(rng.integers(1, 6)), kv_heads=kv_heads, dk=dk,
         dv=int(rng.integers(1, 100)), ff=length(600), vocab=int(rng.integers(8, 150)), types=(pick(), pick(), pick()),
         embedding=pick(), output=rng.choice([None, pick()]), down=pick(), half=int(rng.integers(1, dk // 2 + 1)),
-        layers=int(rng.integers(1, 4)), biases=bool(rng.integers(2)), odd=block > 5 and bool(rng.integers(2)),
-        bad=block == 1 and bool(rng.integers(2)), rows=int(rng.integers(40, 70)),
+        layers=int(rng.integers(1, 4)), biases=bool(rng.integers(2)),
+        odd=block > 5 and bool(rng.integers(2)), window=int(rng.choice([0, rng.integers(1, 80)])),
+        softcap=float(rng.choice([0, 3])), bad=block == 1 and bool(rng.integers(2)), rows=int(rng.integers(40, 70)),
     )  # fmt: skip
 
 

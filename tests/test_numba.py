@@ -33,6 +33,7 @@ SHAPES = {
     "odd": Shape(),
     "grouped": Shape(width=40, heads=6, kv_heads=3, half=3, ff=67, bias=True, tied=True, permuted=True, magnitude=1.3),
     "wide values": Shape(heads=4, kv_heads=1, dk=10, dv=6, half=5, types=("F16", "BF16")),
+    "window": Shape(heads=4, kv_heads=2, dk=12, dv=8, layers=3, window=9, softcap=1.5),
     "32": Shape(width=96, heads=3, kv_heads=3, dk=32, dv=32, half=16, ff=64, types=("Q8_0", "Q4_0", "Q5_1"), bias=True),
     "32, the others": Shape(width=32, heads=4, kv_heads=2, ff=160, types=("Q5_0", "Q4_1", "F16"), permuted=True),
     "256": Shape(width=256, heads=8, kv_heads=4, dk=32, dv=32, half=16, ff=512, types=("Q6_K", "Q4_0"), tied=True),

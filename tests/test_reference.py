@@ -21,6 +21,7 @@ from tinyslm.backends.arithmetic import (
     round_activations,
     silu,
     sin_cos,
+    tanh32,
 )
 from tinyslm.backends.base import Batch, Weights
 from tinyslm.backends.reference import Reference
@@ -122,6 +123,12 @@ def test_exp() -> None:
     np.testing.assert_array_equal(exp_down(np.array([-1e4, -np.inf], np.float32)), exp32(np.full(2, -87, np.float32)))
 
 
+def test_tanh() -> None:
+    x = np.concatenate([np.linspace(-11, 11, 20001), 10.0 ** np.arange(-30, 0), [0, 1e30, -1e30]]).astype(np.float32)
+    want = np.array([math.tanh(v) for v in x.tolist()])
+    np.testing.assert_allclose(tanh32(x), want, rtol=5 * U)
+
+
 def test_silu() -> None:
     x = np.concatenate([np.linspace(-86, 100, 5001), [0, -0.0, 3e38]]).astype(np.float32)
     want = np.array([v / (1 + math.exp(-v)) for v in x.tolist()])
@@ -164,6 +171,7 @@ SHAPES = {
                     magnitude=1.25),
     "legacy": Shape(width=64, heads=4, kv_heads=2, dk=16, dv=16, ff=96, half=8,
                     types=("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), bias=True, permuted=True),
+    "window": Shape(width=20, heads=4, kv_heads=2, dk=8, dv=24, types=("F32",), window=3, softcap=0.7),
     "k": Shape(width=256, heads=4, kv_heads=2, dk=64, dv=64, ff=512, half=32, types=("Q6_K", "Q4_K", "Q5_K", "Q5_K")),
 }  # fmt: skip
 
@@ -279,10 +287,13 @@ def test_store_and_attend(setup: Setup) -> None:
         values = v.astype(np.float16).astype(np.float64).reshape(len(v), s.kv_heads, s.dv)
         wide = q.astype(np.float64).reshape(len(q), op.heads, s.dk) * op.scale
         for row, token in enumerate(tokens):
-            seen = (batch.sequence == batch.sequence[token]) & (batch.positions <= batch.positions[token])
+            ago = batch.positions[token] - batch.positions
+            seen = (batch.sequence == batch.sequence[token]) & (ago >= 0) & (ago < (s.window or len(ago)))
             for head in range(op.heads):
                 kv = head // (op.heads // s.kv_heads)
                 scores = keys[seen, kv] @ wide[row, head]
+                if op.softcap:
+                    scores = op.softcap * np.tanh(scores / op.softcap)
                 slip = (s.dk + 3) * U * (np.abs(keys[seen, kv]) @ np.abs(wide[row, head])).max()
                 share = np.exp(scores - scores.max())
                 want = share @ values[seen, kv] / share.sum()

@@ -29,6 +29,7 @@ SHAPES = {
     "dv apart from dk": Shape(width=40, heads=4, kv_heads=2, dk=26, dv=18, half=7, layers=3, magnitude=1.1),
     "legacy": Shape(width=64, heads=4, kv_heads=2, dk=16, dv=16, half=8, ff=96, layers=3, bias=True, permuted=True,
                     types=("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "Q4_1")),
+    "window": Shape(width=20, heads=6, kv_heads=2, dk=24, dv=40, half=4, ff=21, layers=3, window=13, softcap=1.5),
     "tied": Shape(width=32, heads=4, kv_heads=4, dk=8, dv=8, half=4, ff=32, types=("Q8_0", "Q5_1", "Q4_1"), tied=True),
     "k": Shape(width=256, heads=4, kv_heads=2, dk=64, dv=64, half=32, ff=256, tied=True,
               types=("Q4_K", "Q6_K", "Q5_K", "Q4_K", "Q5_K")),

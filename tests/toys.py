@@ -33,6 +33,8 @@ class Shape:
     tied: bool = False
     permuted: bool = False
     magnitude: float = 1.0
+    window: int = 0
+    softcap: float = 0.0
 
 
 @dataclass
@@ -71,11 +73,11 @@ class Toy:
         for i in range(s.layers):
             y = b.rmsnorm(x, self.vector(f"{i}.norm", s.width, 1), 1e-5)
             k = b.rope(self.linear(b, y, f"{i}.k", s.kv_heads * s.dk, s.kv_heads), s.kv_heads, table)
-            store = b.store(k, self.linear(b, y, f"{i}.v", s.kv_heads * s.dv), s.kv_heads)
+            store = b.store(k, self.linear(b, y, f"{i}.v", s.kv_heads * s.dv), s.kv_heads, s.window)
             if i == s.layers - 1:
                 x, y = b.select(x), b.select(y)
             q = b.rope(self.linear(b, y, f"{i}.q", s.heads * s.dk, s.heads), s.heads, table)
-            a = b.attend(q, store, s.heads, s.dk**-0.5)
+            a = b.attend(q, store, s.heads, s.dk**-0.5, s.softcap)
             x = b.add(x, self.linear(b, a, f"{i}.out", s.width))
             y = b.rmsnorm(x, self.vector(f"{i}.norm2", s.width, 1), 1e-5)
             hidden = b.glu(self.linear(b, y, f"{i}.gate", s.ff), self.linear(b, y, f"{i}.up", s.ff), "silu")

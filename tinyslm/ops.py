@@ -10,7 +10,8 @@ rmsnorm   x              w, eps                     y = x / sqrt(mean(x²) + eps
 matmul    x              w, bias?                   y = W x + bias, W of shape (columns of y, columns of x)
 rope      x              heads, dim, table          in each head, element i < r and i + r turn by position × frequency i
 store     k, v           store                      keys and values of this position enter the KV store
-attend    q              store, heads, scale        softmax(scale · q Kᵀ) V over positions up to the row's own, per head
+attend    q              store, heads, scale,       softmax(s) V over positions up to the row's own, of them the last
+                         softcap                    `window`, per head; s = scale · q Kᵀ, or softcap · tanh(s / softcap)
 glu       a, b           act                        y = act(a) · b
 add       a, b                                      y = a + b
 select    x                                         the rows whose logits are wanted
@@ -77,11 +78,13 @@ class RopeTable:
 
 @dataclass(frozen=True)
 class Store:
-    """The KV geometry of one layer: heads, width of a key and of a value."""
+    """The KV geometry of one layer: heads, width of a key and of a value; window: how many positions, its own among
+    them, a token sees (0: all)."""
 
     kv_heads: int
     dk: int
     dv: int
+    window: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Op:
     table: int = -1
     store: int = -1
     scale: float = 1.0
+    softcap: float = 0.0
     act: str = ""
 
 
@@ -169,17 +173,22 @@ class Builder:
         self._emit(Op("rope", out, (x,), heads=heads, dim=dim, table=table))
         return out
 
-    def store(self, k: Value, v: Value, kv_heads: int) -> int:
-        """Append keys and values to a KV store of its own; gives back its number, to be named by `attend`."""
-        self.stores.append(Store(kv_heads, k.width // kv_heads, v.width // kv_heads))
+    def store(self, k: Value, v: Value, kv_heads: int, window: int = 0) -> int:
+        """Append keys and values to a KV store of its own; gives back its number, to be named by `attend`.
+
+        window: positions, its own among them, that a token sees when it attends; 0: all before it.
+        """
+        assert 0 <= window < 1 << 31, window
+        self.stores.append(Store(kv_heads, k.width // kv_heads, v.width // kv_heads, window))
         self._emit(Op("store", None, (k, v), store=len(self.stores) - 1))
         return len(self.stores) - 1
 
-    def attend(self, q: Value, store: int, heads: int, scale: float) -> Value:
+    def attend(self, q: Value, store: int, heads: int, scale: float, softcap: float = 0.0) -> Value:
+        """softcap > 0: scores, once scaled, become softcap · tanh(score / softcap)."""
         geometry = self.stores[store]
         assert q.width == heads * geometry.dk and heads % geometry.kv_heads == 0, (q, geometry)
         out = self._value(heads * geometry.dv, q.rows)
-        self._emit(Op("attend", out, (q,), store=store, heads=heads, dim=geometry.dk, scale=scale))
+        self._emit(Op("attend", out, (q,), store=store, heads=heads, dim=geometry.dk, scale=scale, softcap=softcap))
         return out
 
     def glu(self, a: Value, b: Value, act: str) -> Value:

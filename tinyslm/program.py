@@ -60,10 +60,12 @@ class LoweredOp:
     dk: int = 0
     dv: int = 0
     rope: int = -1
+    window: int = 0
     epilogue: str = "PLAIN"
     act_block: int = 0
     eps: float = 0.0
     scale: float = 1.0
+    softcap: float = 0.0
     x: int = -1
     y: int = -1
     out: int = -1
@@ -288,7 +290,8 @@ class _Lowering:
     def _attend(self, op: Op) -> list[Op]:
         s, (q, rope) = self.program.stores[op.store], self.unturned(op.reads[0])
         self.emit("ATTEND", op.out, x_value=q, rope=rope, heads=op.heads, kv_heads=s.kv_heads, dk=s.dk, dv=s.dv,
-                  kv=self.kv[op.store], store=op.store, scale=op.scale)  # fmt: skip
+                  window=s.window, kv=self.kv[op.store], store=op.store, scale=op.scale,
+                  softcap=op.softcap)  # fmt: skip
         return []
 
     def _logits(self, op: Op) -> list[Op]:
@@ -379,7 +382,7 @@ def _accesses(op: LoweredOp, kernels: Kernels, rows: int, bit: int) -> list[_Acc
     if op.slot is not None and bit == WAIT_WIDE:  # in a narrow step a slot is the thread's own
         size = kernels.act_row_bytes(op.act_block, op.k) * up(rows, TILE)
         workspace(op.act_wide, size, op.kind == "PREPARE")
-    if op.store >= 0:  # in a narrow step store and attend are both divided by head
+    if op.store >= 0:  # in a narrow step what is stored is attended to by the thread that stored it
         out.append(_Access(f"kv{op.store}", 0, 1, op.kind == "STORE", "heads" if bit == WAIT_NARROW else ""))
     return out
 

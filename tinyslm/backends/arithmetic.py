@@ -97,6 +97,21 @@ def exp_down(x: np.ndarray) -> np.ndarray:
     return exp32(np.maximum(x, -LIMIT))
 
 
+def tanh32(x: np.ndarray) -> np.ndarray:
+    """tanh x = y / (y + 2) with y = e^2x − 1 = 2^n (e^r − 1) + (2^n − 1), 2x kept within ±20."""
+    x = np.clip(x + x, np.float32(-20), np.float32(20))
+    whole = np.rint(x * LOG2_E)
+    power = (np.float32(1).view(np.int32) + (whole.astype(np.int32) << 23)).view(np.float32)
+    r = fma32(whole, -LN2_HIGH, x)
+    r = fma32(whole, -LN2_LOW, r)
+    p = np.full_like(r, EXP[0])
+    for coefficient in EXP[1:-1]:
+        p = fma32(p, r, coefficient)
+    y = fma32(power, p * r, power - np.float32(1))
+    result: np.ndarray = y / (y + np.float32(2))
+    return result
+
+
 def silu(x: np.ndarray) -> np.ndarray:
     """x / (1 + e^−x), the exponent kept within ±87."""
     y: np.ndarray = x / (np.float32(1) + exp32(np.clip(-x, -LIMIT, LIMIT)))

@@ -120,7 +120,7 @@ class Encoder:
         result = op.out or op.reads[0]
         columns = {t.OUT: self.offsets[result.index], t.WIDTH: result.width, t.BIAS: -1, t.BLOCK: 1, t.HEADS: op.heads,
                    t.DIM: op.dim, t.OUTPUT_ROWS: int(result.rows == "output"), t.REAL: len(self.reals)}  # fmt: skip
-        self.reals.append(op.eps if op.kind == "rmsnorm" else op.scale)
+        self.reals += [op.eps if op.kind == "rmsnorm" else op.scale, op.softcap]
         for column, value in zip((t.IN, t.IN2), op.reads, strict=False):
             columns[column] = self.offsets[value.index]
         if op.reads:
@@ -138,7 +138,7 @@ class Encoder:
             columns |= {t.TRIG: self._trigs[op.table], t.HALF: half}
         if op.store >= 0:
             s, start = self.program.stores[op.store], self._page_starts[op.store]
-            columns |= {t.KV_HEADS: s.kv_heads, t.DIM: s.dk, t.DV: s.dv, t.KEYS: start,
+            columns |= {t.KV_HEADS: s.kv_heads, t.DIM: s.dk, t.DV: s.dv, t.WINDOW: s.window, t.KEYS: start,
                         t.VALUES: start + PAGE * s.kv_heads * s.dk}  # fmt: skip
         self._row(op.kind, columns)
 

@@ -38,7 +38,7 @@ from .numba_memory import (
 
 # Columns of the op table.
 KIND, OUT, WIDTH, IN, IN_WIDTH, IN2, OUTPUT_ROWS, WEIGHT, STRIDE, FORMAT, BIAS, BLOCK, HEADS, DIM = range(14)
-TRIG, HALF, REAL, KV_HEADS, DV, KEYS, VALUES, COLUMNS = range(14, 22)
+TRIG, HALF, REAL, KV_HEADS, DV, KEYS, VALUES, WINDOW, COLUMNS = range(14, 23)
 KINDS = (
     "embed",
     "rmsnorm",
@@ -287,11 +287,18 @@ def product(a, b, n):
 
 
 @inner
-def softmax_block(s, bits, seen, page, highest):
-    """Scores to shares under the new maximum, which is given back; 0 where the row may not look."""
-    new = max(highest, peak(bits, seen))
+def cap(s, page, most):
+    """most · tanh(score / most)"""
     for j in range(page):
-        s[j] = exp32(s[j] - new) if j < seen else np.float32(0)
+        s[j] = most - np.float32(2) * most / (exp32(np.float32(2) * s[j] / most) + np.float32(1))
+
+
+@inner
+def softmax_block(s, bits, low, seen, page, highest):
+    """Scores to shares under the new maximum, which is given back; 0 where the row may not look."""
+    new = max(highest, peak(bits[low:seen], seen - low))
+    for j in range(page):
+        s[j] = exp32(s[j] - new) if low <= j < seen else np.float32(0)
     return new
 
 
@@ -302,7 +309,10 @@ def attend(m, op, item, thread):
     row, kv = item // kv_heads, item % kv_heads
     group, token = op[HEADS] // kv_heads, token_of(m, op, row)
     position = np.int64(i32(m[POSITIONS] + 4 * token, 1)[0])
-    scale = np.float32(f64(m[REALS], op[REAL] + 1)[op[REAL]])
+    reals = f64(m[REALS], op[REAL] + 2)[op[REAL] :]
+    scale, most = np.float32(reals[0]), np.float32(reals[1])
+    first = max(0, position + 1 - op[WINDOW]) if op[WINDOW] else 0
+    begin = first // page * page
     q_at = value(m, op[IN], op[HEADS] * dk, row) + 4 * kv * group * dk
     y_at = value(m, op[OUT], op[HEADS] * dv, row) + 4 * kv * group * dv
     at = m[SCRATCH] + thread * m[SCRATCH_BYTES]
@@ -312,18 +322,20 @@ def attend(m, op, item, thread):
         at + 4 * (page + group), group)  # fmt: skip
     for h in range(group):
         highest[h], weights[h] = np.float32(-np.inf), np.float32(0)
-    for start in range(0, position + 1, page):
-        seen, base = min(page, position + 1 - start), page_of(m, token, start)
-        expand(u16(base + 2 * (op[KEYS] + kv * dk * page), dk * page), keys, dk, page, seen)
-        expand(u16(base + 2 * (op[VALUES] + kv * dv * page), dv * page), values, dv, page, seen)
+    for start in range(begin, position + 1, page):
+        low, seen, base = max(0, first - start), min(page, position + 1 - start), page_of(m, token, start)
+        expand(u16(base + 2 * (op[KEYS] + kv * dk * page), dk * page), keys, dk, page, low, seen)
+        expand(u16(base + 2 * (op[VALUES] + kv * dv * page), dv * page), values, dv, page, low, seen)
         for h in range(group):
             scores(f32(q_at + 4 * h * dk, dk), keys, s, dk, scale, page)
-            new = softmax_block(s, bits, seen, page, highest[h])
+            if most > 0:
+                cap(s, page, most)
+            new = softmax_block(s, bits, low, seen, page, highest[h])
             old = exp32(highest[h] - new)
             highest[h], weights[h] = new, weights[h] * old + total_of(s, page)
             y = f32(y_at + 4 * h * dv, dv)
             for d in range(dv):
-                before = y[d] * old if start else np.float32(0)
+                before = y[d] * old if start > begin else np.float32(0)
                 y[d] = before + product(s, values[d * page : (d + 1) * page], page)
     for h in range(group):
         y = f32(y_at + 4 * h * dv, dv)
@@ -333,13 +345,13 @@ def attend(m, op, item, thread):
 
 
 @inner
-def expand(source, target, n, page, seen):
+def expand(source, target, n, page, low, seen):
     """A page's f16 to floats; 0 where the row may not look, for what stands there may be anything."""
     for d in range(n):
         a, b = source[d * page : (d + 1) * page], target[d * page : (d + 1) * page]
         for j in range(page):
             x = half(a[j])
-            b[j] = x if j < seen else np.float32(0)
+            b[j] = x if low <= j < seen else np.float32(0)
 
 
 @inner

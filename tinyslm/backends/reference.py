@@ -16,7 +16,19 @@ import numpy as np
 from ..errors import CancelledError
 from ..formats import Integers
 from ..ops import Op, Program, Rows, Weight
-from .arithmetic import block_dots, exp_down, float_dots, fma32, lane_sum, norm_scale, round_activations, silu, turns
+from .arithmetic import (
+    LANES,
+    block_dots,
+    exp_down,
+    float_dots,
+    fma32,
+    lane_sum,
+    norm_scale,
+    round_activations,
+    silu,
+    tanh32,
+    turns,
+)
 from .base import ACTIVATION_BLOCK, PAGE, Batch, Weights
 
 Page = list[tuple[np.ndarray, np.ndarray]]
@@ -169,55 +181,66 @@ def attend(self: Reference, op: Op, batch: Batch, q: np.ndarray) -> np.ndarray:
     for sequence in np.unique(sequences):
         own = sequences == sequence
         pages = [page[op.store] for page in batch.pages[sequence]]
-        y[own] = attend_sequence(scaled[own], positions[own], pages)
+        y[own] = attend_sequence(scaled[own], positions[own], pages, s.window, op.softcap)
     return y.reshape(len(q), op.heads * s.dv)
 
 
-def attend_sequence(q: np.ndarray, positions: np.ndarray, pages: Page) -> np.ndarray:
+def attend_sequence(q: np.ndarray, positions: np.ndarray, pages: Page, window: int, softcap: float) -> np.ndarray:
     """Softmax-weighted values: (rows, kv heads, group, dv), from scaled queries (rows, kv heads, group, dk) of one
-    sequence at ascending positions.
+    sequence at ascending positions, each of which sees the `window` positions up to its own, or all where that is 0.
 
     Segments of 512 positions are summed by themselves and added in order, what was summed and the new sums each scaled
     down to the greater of their maxima.
     """
-    top, total, out = empty_sums(q, pages)
-    for start in range(0, positions[-1] + 1, SEGMENT):
-        row = np.searchsorted(positions, start)  # the first that sees so far
-        most, weight, mean = attend_segment(q[row:], positions[row:], pages, start)
-        new = np.maximum(top[row:], most)
-        kept, added = exp_down(top[row:] - new), exp_down(most - new)
-        top[row:] = new
-        total[row:] = total[row:] * kept + weight * added
-        out[row:] = fma32(mean, added, out[row:] * kept)
+    top, total, out = empty_sums(q, pages, 1)
+    first = np.maximum(positions - window + 1, 0) if window else np.zeros_like(positions)
+    for start in range(first[0] // SEGMENT * SEGMENT, positions[-1] + 1, SEGMENT):
+        row = slice(np.searchsorted(positions, start), np.searchsorted(first, start + SEGMENT))  # those that see of it
+        most, lanes, sums = attend_segment(q[row], first[row], positions[row], pages, start, softcap)
+        weight = lane_sum(lanes)[..., None]
+        new = np.maximum(top[row], most)
+        kept, added = exp_down(apart(top[row], new)), exp_down(apart(most, new))
+        top[row] = new
+        total[row] = total[row] * kept + weight * added
+        out[row] = fma32(sums, added, out[row] * kept)
     y: np.ndarray = out / total
     return y
 
 
-def empty_sums(q: np.ndarray, pages: Page) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each query: the greatest score, the sum of weights, both (…, 1), and that of weighted values (…, dv)."""
-    sums = np.zeros((*q.shape[:3], 1 + pages[0][1].shape[2]), np.float32)
-    return np.full((*q.shape[:3], 1), -np.inf, np.float32), sums[..., :1], sums[..., 1:]
+def apart(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """before − after, 0 where both are −∞: nothing was seen so far."""
+    return np.where(before == after, np.float32(0), before - after)
+
+
+def empty_sums(q: np.ndarray, pages: Page, lanes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each query: the greatest score (…, 1), the sums of weights (…, lanes), that of weighted values (…, dv)."""
+    sums = np.zeros((*q.shape[:3], lanes + pages[-1][1].shape[2]), np.float32)
+    return np.full((*q.shape[:3], 1), -np.inf, np.float32), sums[..., :lanes], sums[..., lanes:]
 
 
 def attend_segment(
-    q: np.ndarray, positions: np.ndarray, pages: Page, start: int
+    q: np.ndarray, first: np.ndarray, positions: np.ndarray, pages: Page, start: int, softcap: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The sums over positions `start` … of a segment: a running softmax (Milakov and Gimelshein, arXiv:1805.02867) over
-    pages of 64, where a new maximum scales down what was summed before it."""
-    most, weight, out = empty_sums(q, pages)
-    for first in range(start, min(start + SEGMENT, positions[-1] + 1), PAGE):
-        row = np.searchsorted(positions, first)
-        keys, values = pages[first // PAGE]
-        seen = (first + np.arange(PAGE) <= positions[row:, None])[:, None, None]
-        scores = np.where(seen, page_scores(q[row:], keys.astype(np.float32)), np.float32(-np.inf))
-        new = np.maximum(most[row:], scores.max(axis=3, keepdims=True))
+    pages of 64, where a new maximum scales down what was summed before it; weights by position modulo 16."""
+    most, weight, out = empty_sums(q, pages, LANES)
+    for page in range(max(start, first[0] // PAGE * PAGE), min(start + SEGMENT, positions[-1] + 1), PAGE):
+        row = slice(np.searchsorted(positions, page), np.searchsorted(first, page + PAGE))
+        keys, values = pages[page // PAGE]
+        at = page + np.arange(PAGE)
+        seen = ((first[row, None] <= at) & (at <= positions[row, None]))[:, None, None]
+        scores = page_scores(q[row], keys.astype(np.float32))
+        if softcap:
+            scores = tanh32(scores * (np.float32(1) / np.float32(softcap))) * np.float32(softcap)
+        scores = np.where(seen, scores, np.float32(-np.inf))
+        new = np.maximum(most[row], scores.max(axis=3, keepdims=True))
         share = np.where(seen, exp_down(scores - new), np.float32(0))
-        kept = exp_down(most[row:] - new)
-        quarters = share.reshape(*share.shape[:3], 4, 16)
+        kept = exp_down(apart(most[row], new))
+        quarters = share.reshape(*share.shape[:3], 4, LANES)
         lanes = (quarters[..., 0, :] + quarters[..., 1, :]) + (quarters[..., 2, :] + quarters[..., 3, :])
-        most[row:] = new
-        weight[row:] = weight[row:] * kept + lane_sum(lanes)[..., None]
-        out[row:] = add_values(out[row:] * kept, share, seen, values.astype(np.float32))
+        most[row] = new
+        weight[row] = fma32(weight[row], kept, lanes)
+        out[row] = add_values(out[row] * kept, share, seen, values.astype(np.float32))
     return most, weight, out
 
 
@@ -231,9 +254,7 @@ def page_scores(q: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 def add_values(out: np.ndarray, share: np.ndarray, seen: np.ndarray, values: np.ndarray) -> np.ndarray:
     """`out` and, position by position, the values (kv heads, 64, dv) times their shares, where a row sees them."""
-    for i in range(PAGE):
-        if not seen[..., i].any():
-            break
+    for i in np.flatnonzero(seen.any(axis=(0, 1, 2))):
         out = np.where(seen[..., i, None], fma32(values[:, None, i], share[..., i, None], out), out)
     return out
 
