@@ -1,4 +1,4 @@
-"""Attention over long contexts: the same bits in any chunks, on any threads, beside others, on every instruction set."""
+"""Attention over long contexts: the same bits in any chunks, on any threads, beside others, on all instruction sets."""
 
 from __future__ import annotations
 
