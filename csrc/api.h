@@ -13,7 +13,10 @@ enum slm_error {
 /* Types of tensors, by the numbers of GGUF. */
 enum slm_type {
   SLM_F32 = 0, SLM_F16 = 1, SLM_Q4_0 = 2, SLM_Q4_1 = 3, SLM_Q5_0 = 6, SLM_Q5_1 = 7, SLM_Q8_0 = 8,
-  SLM_Q4_K = 12, SLM_Q5_K = 13, SLM_Q6_K = 14,  SLM_BF16 = 30
+  SLM_Q2_K = 10, SLM_Q3_K = 11, SLM_Q4_K = 12, SLM_Q5_K = 13, SLM_Q6_K = 14, SLM_IQ2_XXS = 16, SLM_IQ2_XS = 17,
+  SLM_IQ3_XXS = 18, SLM_IQ1_S = 19, SLM_IQ4_NL = 20, SLM_IQ3_S = 21, SLM_IQ2_S = 22, SLM_IQ4_XS = 23, SLM_F64 = 28,
+  SLM_IQ1_M = 29, SLM_BF16 = 30, SLM_TQ1_0 = 34, SLM_TQ2_0 = 35, SLM_MXFP4 = 39, SLM_NVFP4 = 40, SLM_Q1_0 = 41,
+  SLM_Q2_0 = 42
 };
 
 /* Lowered operations. Rows are those of the step: its tokens, or (output = 1) the tokens whose logits are wanted. */
@@ -93,12 +96,12 @@ int32_t slm_isa_here(int32_t i);
 
 /* Panels. slm_panel_bytes: of one panel of 16 rows, 0 for a type without panels. slm_pack: `panels` panels from rows
    of `k` elements; panel p takes rows[16p] … rows[16p + 15] of `source`, -1 for a row of zeros. slm_unpack: row `row`
-   of a packed matrix, as it stood in the file. slm_dequantise: one row as it stands in the file, to float32. */
+   of a packed matrix, to float32. slm_dequantise: the same, of one row as it stands in the file. */
 int64_t slm_panel_bytes(int32_t type, int32_t k);
 int64_t slm_row_bytes(int32_t type, int32_t k);
 int32_t slm_act_block(int32_t type);
 int32_t slm_pack(int32_t type, int32_t k, const uint8_t *source, const int32_t *rows, int32_t panels, uint8_t *target);
-int32_t slm_unpack(int32_t type, int32_t k, const uint8_t *packed, int64_t row, uint8_t *target);
+int32_t slm_unpack(int32_t type, int32_t k, const uint8_t *packed, int64_t row, float *target);
 int32_t slm_dequantise(int32_t type, int32_t k, const uint8_t *source, float *target);
 
 /* Bytes of one row of an act slot. */

@@ -3,6 +3,7 @@
 No CPU flags: each file in isa/ switches its own instruction set on, and dispatch.c chooses at run time.
 """
 
+import runpy
 from pathlib import Path
 
 from cffi import FFI
@@ -10,6 +11,12 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = ["cpu.c", "dispatch.c", "pack.c", "pool.c", "probe.c", "program.c", "sample.c", "turn.c"]
 FLAGS = ["-std=gnu11", "-O2", "-fno-fast-math", "-ffp-contract=off", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
+
+# What Python and C both read is written for C here: the codebooks of the IQ formats.
+GRIDS = runpy.run_path(str(HERE.parent / "tinyslm" / "formats" / "grids.py"))["c_source"]()
+TARGET = HERE / "formats" / "grids.inc"
+if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != GRIDS:
+    TARGET.write_text(GRIDS, encoding="utf-8")
 
 ffi = FFI()
 ffi.cdef((HERE / "api.h").read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@
    vw_load(p) vw_code8(p)      as they are; codes of 8 bits, in the form that the dot product wants
    vi_byte(w, constant)        the given byte of each lane's 4, as int32
    vw_and(v, byte) vw_or(a, b) vw_shl(v, constant) vw_shr(v, constant)     shifts may cross bytes: mask after them
+   vw_look(t, v)               byte v (0 … 15) of t, whose 16 bytes stand in it four times
    va                          16 running sums of dot products
    va_begin(c) va_dot(s, w, a, bits) va_end(s, c)
                                c + Σ (4 codes of `bits` bits) · (4 int8 at a, the same for all rows), exactly; a is

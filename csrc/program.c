@@ -196,12 +196,8 @@ static void embed(const slm_ctx *c, const slm_op *op, int32_t row, int32_t stop)
   const uint8_t *w = c->program->arena + op->w;
   for (; row < stop; row++) {
     const int32_t id = c->batch->ids[slm_token(c, op, row)];
-    if (op->kind == SLM_LOOKUP) {
-      slm_unpack(op->type, op->n, w, id, (uint8_t *)c->scratch);
-      slm_dequantise(op->type, op->n, (const uint8_t *)c->scratch, slm_out(c, op, row));
-    } else {
-      slm_dequantise(op->type, op->n, w + id * slm_row_bytes(op->type, op->n), slm_out(c, op, row));
-    }
+    if (op->kind == SLM_LOOKUP) slm_unpack(op->type, op->n, w, id, slm_out(c, op, row));
+    else slm_dequantise(op->type, op->n, w + id * slm_row_bytes(op->type, op->n), slm_out(c, op, row));
   }
 }
 
@@ -363,9 +359,7 @@ static int64_t kernel_scratch(const slm_program *p) {
   int64_t most = 0;
   for (int32_t i = 0; i < p->n_ops; i++) {
     const slm_op *op = p->ops + i;
-    int64_t bytes = op->kind == SLM_ATTEND || op->kind == SLM_STORE ? 4 * slm_attend_floats(op)
-                    : op->kind == SLM_LOOKUP                        ? slm_row_bytes(op->type, op->n)
-                                                                    : 0;
+    int64_t bytes = op->kind == SLM_ATTEND || op->kind == SLM_STORE ? 4 * slm_attend_floats(op) : 0;
     most = bytes > most ? bytes : most;
   }
   return most;

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from blocks import QUANTISED
 
-from tinyslm import config, models
+from tinyslm import config, models, shapes
 from tinyslm.backends.base import PAGE, Batch, Weights
 from tinyslm.backends.dump import dump
 from tinyslm.backends.native import Native, lib
@@ -53,11 +54,15 @@ SHAPES = {
     "tied": Shape(64, 8, 4, 8, 8, 172, 83, ("Q4_0",), "Q8_0"),
     "biases": Shape(192, 3, 1, 64, 64, 160, 101, ("Q5_1", "Q4_1", "Q5_0"), "Q4_0", "Q8_0", "Q5_0", biases=True),
     "q6": Shape(256, 6, 3, 80, 48, 256, 65, ("Q6_K", "Q8_0", "Q4_K", "Q5_K"), "Q6_K", down="Q6_K", half=16),
+    "few": Shape(256, 4, 2, 64, 64, 512, 65, ("Q2_K", "Q3_K", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4", "NVFP4"),
+                 "Q2_K", "F64", down="IQ4_XS"),
+    "books": Shape(256, 4, 2, 64, 64, 256, 50, ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
+                   "IQ4_NL"), "IQ3_S", down="IQ4_XS"),
     "floats": Shape(40, 2, 1, 128, 128, 172, 90, ("F32", "BF16", "F16"), "BF16", "F32", "F32", odd=True),
     "bad": Shape(32, 2, 1, 16, 16, 64, 70, ("Q8_0", "F32"), "F32", bad=True),
     "window": Shape(32, 5, 1, 16, 24, 32, 48, ("Q8_0",), "Q4_1", window=23, softcap=2.0),
     "long": Shape(32, 2, 1, 8, 8, 32, 48, ("Q8_0",), "Q4_1", layers=1, rows=512),
-}
+}  # fmt: skip
 
 
 def program(s: Shape) -> tuple[Program, dict[str, str]]:
@@ -110,7 +115,11 @@ def write_model(path: Path, program: Program, types: dict[str, str], bad: bool =
         if bad and w.name == "embedding":
             values[BAD_ID, -1] = np.nan
         shape = (w.k, w.n) if w.k else (w.n,)
-        tensors.append((w.name, shape, kind.id, kind.quantise(values if w.k else values.reshape(1, -1))))
+        if w.k and kind.name not in QUANTISED:
+            rows = shapes.MAKERS[kind.name](rng, values.size // kind.block, w.k)
+            tensors.append((w.name, shape, kind.id, np.frombuffer(rows.tobytes(), np.uint8)))
+        else:
+            tensors.append((w.name, shape, kind.id, kind.quantise(values if w.k else values.reshape(1, -1))))
     write(path, {"general.architecture": "random"}, tensors)
 
 

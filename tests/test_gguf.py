@@ -17,6 +17,7 @@ import pytest
 from ggufs import REAL_FILES, SHARED
 
 from tinyslm.errors import ClosedError, FileError, OptionError, UnsupportedError
+from tinyslm.formats import TYPE_IDS
 from tinyslm.gguf import GGUF, TensorData, ValueType, write
 
 
@@ -100,8 +101,16 @@ def test_tensors(tmp_path: Path) -> None:
         file.read_into(matrix, 3, 4, view)
         assert bytes(view) == file.read(matrix)[3].tobytes()
         file.read_into(matrix, 2, 2, memoryview(bytearray()))
-        with pytest.raises(UnsupportedError, match=r"I8.*llama-quantize.*'point'"):
-            _ = file.tensors["point"].format
+        assert file.tensors["point"].format.name == "I8"
+
+
+def test_a_type_that_can_only_be_copied_names_the_tool_that_makes_another(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", {}, [("sums", (32, 1), TYPE_IDS["Q8_1"], np.zeros(36, np.uint8))])
+    with (
+        GGUF.open(tmp_path / "m.gguf") as file,
+        pytest.raises(UnsupportedError, match=r"Q8_1.*llama-quantize.*'sums'"),
+    ):
+        _ = file.tensors["sums"].format
 
 
 def test_wrong_arguments_of_a_read(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ BROKEN: dict[str, tuple[bytes, str, str | None, int | None]] = {
     "product 2**64": (gguf([], [tensor("t", (2**32, 2**32), 0, 0)], bytes(64)), "complete", "t", 96),
     "product 2**64 + 8": (gguf([], [tensor("t", (2**62, 4, 1, 1), 24, 0)], bytes(64)), "complete", "t", 96),
     "part of a block": (gguf([], [tensor("t", (33,), 2, 0)], bytes(64)), "multiple of 32 for Q4_0, got 33", "t", 37),
-    "tensor type": (gguf([], [tensor("t", (32,), 42, 0)], bytes(64)), "unknown tensor type", "t", 45),
+    "tensor type": (gguf([], [tensor("t", (32,), 43, 0)], bytes(64)), "unknown tensor type", "t", 45),
     "removed type": (gguf([], [tensor("t", (32,), 31, 0)], bytes(64)), "Q4_0_4_4 was removed", "t", 45),
     "misaligned": (gguf([], [tensor("t", (8,), 0, 8)], bytes(64)), "expected a multiple of 32, got 8", "t", 49),
     "out of the file": (gguf([], [tensor("t", (8,), 0, 2**63)], bytes(64)), "32 bytes, got 0", "t", 2**63 + 64),

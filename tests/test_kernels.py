@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blocks import any_rows, sound_rows
 
 from tinyslm.backends import arithmetic
 from tinyslm.backends.base import ACTIVATION_BLOCK, Batch, Weights
@@ -23,9 +24,6 @@ lib, ffi = native.lib, native.ffi
 ISAS = [name for name, here in native.isa_names() if here]
 PANELS = [f for f in FORMATS.values() if lib.slm_panel_bytes(f.id, f.block)]
 ALL = pytest.mark.parametrize("kind", PANELS, ids=lambda f: f.name)
-# Where the f16 scale lies in a block, then the f16 minimum.
-SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q6_K": [208], "Q4_K": [0, 2],
-          "Q5_K": [0, 2]}  # fmt: skip
 U = 2.0**-24  # a rounding to float32 is off by at most this share
 FORCED = pytest.mark.parametrize("isa", ISAS)
 
@@ -39,59 +37,45 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
     return bool((np.isnan(a) == np.isnan(b)).all() and (a.view(np.int32) == b.view(np.int32))[~np.isnan(a)].all())
 
 
-def adversarial(kind: Format, rows: int, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows as in a file: any bytes, all ones, all zeros, every code in turn; scales of every sort, nan and inf too."""
-    rows_bytes = k // kind.block * kind.bytes
-    out = rng.integers(0, 256, (rows, rows_bytes), np.uint8)
-    out[0], out[1], out[2], out[3], out[4] = 255, 0, 128, 127, np.arange(rows_bytes) % 256
-    blocks = out.reshape(-1, kind.bytes)
-    edges = np.array([0, 0x8000, 1, 0x83FF, 0x7C00, 0xFC00, 0x7E01, 0x7C01, 0x7BFF, 0x3C00], "<u2")
-    for at in SCALES.get(kind.name, []):
-        chosen = rng.integers(0, 3, len(blocks)) == 0
-        blocks[chosen, at : at + 2] = rng.choice(edges, chosen.sum())[:, None].view(np.uint8)
-    return out
-
-
-def sound(kind: Format, rows: int, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows under finite scales about 1; the first four of equal bytes, so that sums reach as far as they can."""
-    if kind.name not in SCALES:
-        return kind.quantise(rng.standard_normal((rows, k), np.float32))
-    out = rng.integers(0, 256, (rows, k // kind.block * kind.bytes), np.uint8)
-    out[0], out[1], out[2], out[3] = 255, 0, 128, 127
-    blocks = out.reshape(-1, kind.bytes)
-    for at in SCALES[kind.name]:
-        scale = rng.uniform(0.5, 2, len(blocks)) * rng.choice([-1, 1], len(blocks))
-        blocks[:, at : at + 2] = scale.astype("<f2")[:, None].view(np.uint8)
-    return out
-
-
 # ---- panels ----
 
 
 @ALL
 @pytest.mark.parametrize("blocks", [1, 3, 7])
-def test_a_packed_row_comes_back_as_it_stood_in_the_file(kind: Format, blocks: int) -> None:
+def test_a_packed_row_has_the_values_of_the_row_in_the_file(kind: Format, blocks: int) -> None:
     rng = np.random.default_rng(blocks)
     k = kind.block * blocks * (5 if kind.block == 1 else 1)
-    source = adversarial(kind, 37, k, rng)
+    source = any_rows(kind, 37, k, rng)
     order = np.concatenate([rng.permutation(37), [-1, 3, 3, -1, -1, 0, 36, -1, -1, -1, -1]]).astype(np.int32)
     panel = lib.slm_panel_bytes(kind.id, k)
     packed = np.full(3 * panel + 64, 0xA5, np.uint8)
     assert lib.slm_pack(kind.id, k, bytes_at(source), ffi.from_buffer("int32_t[]", order), 3, bytes_at(packed)) == 0
     assert (packed[-64:] == 0xA5).all(), "it wrote past its panels"
+    values, zeros = kind.dequantise(source), kind.dequantise(np.zeros_like(source[0]))
     for i, row in enumerate(order):
-        back = np.full(source.shape[1] + 8, 0xA5, np.uint8)
-        assert lib.slm_unpack(kind.id, k, bytes_at(packed), i, bytes_at(back)) == 0
-        np.testing.assert_array_equal(
-            back[:-8], source[row] if row >= 0 else np.zeros_like(source[0]), f"{i}: row {row}"
-        )
-        assert (back[-8:] == 0xA5).all()
+        back = np.full(k + 2, 7, np.float32)
+        assert lib.slm_unpack(kind.id, k, bytes_at(packed), i, ffi.from_buffer("float[]", back)) == 0
+        assert same(back[:-2], values[row] if row >= 0 else zeros), f"{i}: row {row}"
+        assert (back[-2:] == 7).all()
+
+
+@ALL
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4, 9, 32])
+def test_panels_take_the_bytes_of_the_file(kind: Format, blocks: int) -> None:
+    """But for what rounds them up to 64 bytes; codebooks are unpacked, to less than twice that; F64 becomes F32."""
+    k = 64 * blocks * kind.block
+    panel, rows = lib.slm_panel_bytes(kind.id, k), 16 * lib.slm_row_bytes(kind.id, k)
+    wide = 2 if kind.name.startswith(("IQ1", "IQ2", "IQ3", "TQ1")) else 1
+    assert panel <= rows * max(wide, 1.016)
+    assert panel >= rows * (0.5 if kind.name == "F64" else 1)
+    few = blocks * kind.block
+    assert lib.slm_panel_bytes(kind.id, few) <= 16 * lib.slm_row_bytes(kind.id, few) * wide + 64 * blocks
 
 
 @ALL
 def test_a_row_of_the_file_has_the_values_that_the_formats_give(kind: Format) -> None:
     k = kind.block * (7 if kind.block > 1 else 100)
-    source = adversarial(kind, 400, k, np.random.default_rng(0))
+    source = any_rows(kind, 400, k, np.random.default_rng(0))
     for row, expected in zip(source, kind.dequantise(source), strict=True):
         values = np.zeros(k, np.float32)
         assert lib.slm_dequantise(kind.id, k, bytes_at(row), ffi.from_buffer("float[]", values)) == 0
@@ -162,9 +146,9 @@ def product(kind: Format, rows: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, 
         codes, scale = arithmetic.round_activations(x, block)
         a = codes * np.repeat(scale.astype(np.float64), block, axis=1)
     least = np.zeros_like(w)
-    if len(SCALES.get(kind.name, [])) == 2:
-        minimum = np.ascontiguousarray(rows.reshape(-1, kind.bytes)[:, 2:4]).view("<f2").astype(np.float64)
-        least = np.repeat(np.abs(minimum) * (63 if kind.block == 256 else 1), kind.block).reshape(w.shape)
+    parts = kind.integers(rows) if kind.integers else None
+    if parts and parts.minimum is not None:
+        least = np.repeat(np.abs(parts.minimum), kind.block, axis=1) * (1 if parts.multiple is None else parts.multiple)
     out, bound = np.empty((len(x), len(w))), np.empty((len(x), len(w)))
     for i, row in enumerate(a):
         sums = (w * row).reshape(len(w), -1, block or 1).sum(axis=2).cumsum(axis=1)
@@ -173,19 +157,26 @@ def product(kind: Format, rows: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, 
     return out, bound + w.shape[1] * 2.0**-126
 
 
+def reference_product(kind: Format, rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+    if not kind.integers:
+        return arithmetic.float_dots(x, kind.dequantise(rows))
+    return arithmetic.block_dots(*arithmetic.round_activations(x, ACTIVATION_BLOCK[kind.name]), kind.integers(rows))
+
+
 @ALL
 @pytest.mark.parametrize("blocks", [1, 5, -1])
-def test_products_are_the_same_everywhere_and_as_near_as_rounding_allows(
+def test_products_have_the_bits_of_the_reference_and_are_as_near_as_rounding_allows(
     kind: Format, blocks: int, tmp_path: Path
 ) -> None:
     k = 8192 + kind.block if blocks < 0 else blocks * kind.block
     rng = np.random.default_rng([kind.id, k])
-    rows, x = sound(kind, 37, k, rng), activations(k, rng)
+    rows, x = sound_rows(kind, 37, k, rng), activations(k, rng)
     b = Builder(37, 64)
     b.logits(b.matmul(b.select(b.embed(Weight("x", 21, k))), Weight("w", 37, k)))
     program, tensors = b.build(), {"x": table(x), "w": (kind, rows)}
     with np.errstate(invalid="ignore"):
         expected, bound = product(kind, rows, x)
+        reference = reference_product(kind, rows, x)
     first: dict[int, np.ndarray] = {}
     for isa in ISAS:
         with running(tmp_path / "model.gguf", program, tensors, isa) as backend:
@@ -200,6 +191,7 @@ def test_products_are_the_same_everywhere_and_as_near_as_rounding_allows(
                         assert same(got[row], kept), f"{isa}: {count} rows, activations {i}: other bits"
     assert len(first) == 20
     for i, got in first.items():
+        assert same(got, reference[i]), f"activations {i}: other bits than the reference's"
         assert (np.abs(got - expected[i]) <= bound[i]).all(), f"activations {i}: {np.abs(got - expected[i]) / bound[i]}"
 
 

@@ -367,10 +367,17 @@ def _shape_and_type(cursor: Cursor) -> tuple[tuple[int, ...], int]:
     shape = tuple([cursor.u64() for _ in range(dims)])
     kind = cursor.u32()
     if kind in REMOVED:
-        problem = f"tensor type {REMOVED[kind]} was removed from the format; quantise the original model again"
+        problem = (
+            f"tensor type {REMOVED[kind]} was removed from the format; quantise the original model again, with "
+            f"llama.cpp's tool: llama-quantize ORIGINAL.gguf OUT.gguf {'IQ4_NL' if kind > 35 else 'Q4_0'}"
+        )
         cursor.fail(problem, cursor.offset - 4, kind=UnsupportedError)
     if kind not in TYPES:
-        cursor.fail("unknown tensor type", cursor.offset - 4, f"at most {max(TYPES)}", kind, kind=UnsupportedError)
+        problem = (
+            "unknown tensor type; the tool of the program that made the file can make one of a known type, as "
+            "llama.cpp's does: llama-quantize --allow-requantize IN.gguf OUT.gguf Q8_0"
+        )
+        cursor.fail(problem, cursor.offset - 4, f"at most {max(TYPES)}", kind, kind=UnsupportedError)
     if 0 in shape:
         cursor.fail("a dimension is zero", at + 4, got=shape)
     if shape[0] % TYPES[kind].block:

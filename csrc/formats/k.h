@@ -1,12 +1,36 @@
 /* Blocks of 256 weights in groups with small scales of their own. Layouts as in ggml's ggml-common.h. */
 #ifndef SLM_FORMATS_K_H
 #define SLM_FORMATS_K_H
-#include "f16.h"
+#include <string.h>
+#include "panel.h"
 
+typedef struct { uint8_t small[16], pairs[64]; uint16_t d, dmin; } block_Q2_K;           /* w = d scale q - dmin least */
+typedef struct { uint8_t third[32], pairs[64], small[12]; uint16_t d; } block_Q3_K;      /* w = d scale (q - 4) */
 typedef struct { uint8_t low[128], high[64]; int8_t scale[16]; uint16_t d; } block_Q6_K; /* w = d scale (q - 32) */
 typedef struct { uint16_t d, dmin; uint8_t small[12], low[128]; } block_Q4_K;            /* w = d scale q - dmin least */
 typedef struct { uint16_t d, dmin; uint8_t small[12], high[32], low[128]; } block_Q5_K;
 _Static_assert(sizeof(block_Q6_K) == 210 && sizeof(block_Q4_K) == 144 && sizeof(block_Q5_K) == 176, "ggml's sizes");
+_Static_assert(sizeof(block_Q2_K) == 84 && sizeof(block_Q3_K) == 110, "ggml's sizes");
+
+/* 2 runs of 128 weights, of 32 bytes each: byte i holds weights i, i + 32, i + 64 and i + 96. */
+static inline void pairs_get(const uint8_t *pairs, uint8_t *q) {
+  for (int i = 0; i < 256; i++) q[i] = pairs[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
+}
+static inline void open_Q2_K(const block_Q2_K *b, slm_block *o) {
+  pairs_get(b->pairs, o->q);
+  memcpy(o->small, b->small, 16), memcpy(o->scale, &b->d, 2), memcpy(o->least, &b->dmin, 2);
+}
+/* The scales' lower 4 bits: of groups i and i + 8 in a byte; their upper 2 stand as in a panel. */
+static inline void open_Q3_K(const block_Q3_K *b, slm_block *o) {
+  pairs_get(b->pairs, o->q);
+  for (int i = 0; i < 256; i++) o->q[i] |= (uint8_t)((b->third[i % 32] >> i / 32 & 1) << 2);
+  for (int x = 0; x < 4; x++) {
+    o->small[x] = (uint8_t)((b->small[x] & 15) | b->small[x + 4] << 4);
+    o->small[4 + x] = (uint8_t)(b->small[x] >> 4 | (b->small[x + 4] & 240));
+    o->small[8 + x] = b->small[8 + x];
+  }
+  memcpy(o->scale, &b->d, 2);
+}
 
 /* 8 scales and 8 minima of 6 bits: the first 4 of each in 6 bits of bytes 0 to 7, of the others 4 bits each in bytes 8 to
    11 and 2 bits above those of the first. */
@@ -17,52 +41,29 @@ static inline void six_bits_get(const uint8_t *small, uint8_t *scale, uint8_t *l
     least[i + 4] = (uint8_t)(small[i + 8] >> 4 | small[i + 4] >> 6 << 4);
   }
 }
-
 /* 4 runs of 64 weights, of 32 bytes each: low nibbles the first 32, high nibbles the others. */
 static inline void runs_get(const uint8_t *low, uint8_t *q) {
-  for (int r = 0; r < 4; r++, low += 32, q += 64)
-    for (int i = 0; i < 32; i++) q[i] = low[i] & 15, q[i + 32] = low[i] >> 4;
+  for (int i = 0; i < 256; i++) q[i] = low[i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15;
 }
-static inline void runs_put(uint8_t *low, const uint8_t *q) {
-  for (int r = 0; r < 4; r++, low += 32, q += 64)
-    for (int i = 0; i < 32; i++) low[i] = (uint8_t)((q[i] & 15) | q[i + 32] << 4);
+static inline void open_Q4_K(const block_Q4_K *b, slm_block *o) {
+  runs_get(b->low, o->q);
+  memcpy(o->small, b->small, 12), memcpy(o->scale, &b->d, 2), memcpy(o->least, &b->dmin, 2);
 }
-static inline void codes_get_Q4_K(const block_Q4_K *b, uint8_t *q) { runs_get(b->low, q); }
-static inline void codes_put_Q4_K(block_Q4_K *b, const uint8_t *q) { runs_put(b->low, q); }
 /* Bit g of byte i is the fifth bit of weight 32 g + i. */
-static inline void codes_get_Q5_K(const block_Q5_K *b, uint8_t *q) {
-  runs_get(b->low, q);
-  for (int g = 0; g < 8; g++)
-    for (int i = 0; i < 32; i++) q[32 * g + i] |= (uint8_t)((b->high[i] >> g & 1) << 4);
-}
-static inline void codes_put_Q5_K(block_Q5_K *b, const uint8_t *q) {
-  runs_put(b->low, q);
-  memset(b->high, 0, 32);
-  for (int g = 0; g < 8; g++)
-    for (int i = 0; i < 32; i++) b->high[i] |= (uint8_t)((q[32 * g + i] >> 4) << g);
+static inline void open_Q5_K(const block_Q5_K *b, slm_block *o) {
+  runs_get(b->low, o->q);
+  for (int i = 0; i < 256; i++) o->q[i] |= (uint8_t)((b->high[i % 32] >> i / 32 & 1) << 4);
+  memcpy(o->small, b->small, 12), memcpy(o->scale, &b->d, 2), memcpy(o->least, &b->dmin, 2);
 }
 
 /* Each half of 128 weights has 64 bytes of low nibbles and 32 of high bits: byte i of the latter serves i, i + 32 … */
-static inline void codes_get_Q6_K(const block_Q6_K *b, uint8_t *q) {
-  for (int h = 0; h < 2; h++, q += 128) {
-    const uint8_t *low = b->low + 64 * h, *high = b->high + 32 * h;
-    for (int i = 0; i < 32; i++) {
-      q[i] = (uint8_t)((low[i] & 15) | (high[i] & 3) << 4);
-      q[i + 32] = (uint8_t)((low[i + 32] & 15) | (high[i] >> 2 & 3) << 4);
-      q[i + 64] = (uint8_t)(low[i] >> 4 | (high[i] >> 4 & 3) << 4);
-      q[i + 96] = (uint8_t)(low[i + 32] >> 4 | (high[i] >> 6) << 4);
-    }
+static inline void open_Q6_K(const block_Q6_K *b, slm_block *o) {
+  for (int i = 0; i < 256; i++) {
+    const int half = i / 128, run = i % 128 / 32, j = i % 32;
+    const int low = b->low[64 * half + run % 2 * 32 + j] >> run / 2 * 4 & 15;
+    o->q[i] = (uint8_t)(low | (b->high[32 * half + j] >> 2 * run & 3) << 4);
   }
-}
-static inline void codes_put_Q6_K(block_Q6_K *b, const uint8_t *q) {
-  for (int h = 0; h < 2; h++, q += 128) {
-    uint8_t *low = b->low + 64 * h, *high = b->high + 32 * h;
-    for (int i = 0; i < 32; i++) {
-      low[i] = (uint8_t)((q[i] & 15) | q[i + 64] << 4);
-      low[i + 32] = (uint8_t)((q[i + 32] & 15) | q[i + 96] << 4);
-      high[i] = (uint8_t)(q[i] >> 4 | (q[i + 32] >> 4) << 2 | (q[i + 64] >> 4) << 4 | (q[i + 96] >> 4) << 6);
-    }
-  }
+  memcpy(o->small, b->scale, 16), memcpy(o->scale, &b->d, 2);
 }
 
 #endif

@@ -1,41 +1,83 @@
 /* Where the parts of a block stand in a panel, 16 rows of a matrix; the one place that knows.
-   Everything that belongs to a block stands beside it, so that a panel is read as one stream. For each 32 weights of its
-   rows their codes, in planes: 4 vectors of 64 bytes (16 rows × 4 bytes) of low nibbles, vector j holding elements
-   4j … 4j + 3 below and 16 + 4j … above; then a vector of fifth bits (bit v: elements 4v …), or two of bit pairs (pair j of
-   vector u: elements 16u + 4j …); or 8 vectors of whole bytes.
-   legacy: two blocks' codes, then their two times 16 f16 scales (and minima); an odd last block leaves room.
-   k16:    16 groups of 16 rows' small scales, 16 f16 scales, 32 bytes of nothing, codes.
-   k32:    each row's 12 bytes of small scales as 3 words of 16 rows, 16 f16 scales, 16 f16 minima, codes.
+   Everything that belongs to a block stands beside it, so that a panel is read as one stream: units of as many blocks as
+   end on 64 bytes (1, 2 or 4; the last unit may have fewer). A unit: the small scales of its blocks, their scales, their
+   minima, nothing up to 64 bytes, then their codes.
+   Scales: of each in turn 16 rows' bytes (f16: 2 bytes; the 12 bytes of Q4_K and Q5_K: 3 words of 4). Small ones of 4 bits:
+   byte 4v + x holds groups 8v + x and 8v + 4 + x; of 6 bits, their upper 2 in bytes 8 + x, of groups x, x + 4, x + 8, x + 12.
+   Codes: for each 32 weights, in planes: 4 vectors of 64 bytes (16 rows × 4 bytes) of low nibbles, vector j holding
+   elements 4j … 4j + 3 below and 16 + 4j … above, then a vector of fifth bits (bit v: elements 4v …) or two of bit pairs
+   (pair j of vector u: elements 16u + 4j …); or, with fewer than 4 bits, these two of pairs, one of bits, or both; or 8
+   vectors of whole bytes.
    Of a float type: for each element, its value in 16 rows. A panel is padded to 64 bytes. */
 #ifndef SLM_FORMATS_PANEL_H
 #define SLM_FORMATS_PANEL_H
 #include <stdint.h>
+#include "tables.h"
 
 enum { PANEL = 16 };
 
-/* By kin: weights in a block; blocks in a unit, the least that ends on 64 bytes, and its bytes. */
-enum { legacy_BLOCK = 32, k16_BLOCK = 256, k32_BLOCK = 256, legacy_UNIT = 2, k16_UNIT = 1, k32_UNIT = 1 };
-#define legacy_BYTES(planes, min) (2 * 64 * (planes) + 64 + 64 * (min))
-#define k16_BYTES(planes, min) (320 + 8 * 64 * (planes))
-#define k32_BYTES(planes, min) (256 + 8 * 64 * (planes))
-
-/* The parts of one block. */
+/* What formats have in common: the scales of a block. */
 typedef struct {
-  uint8_t *codes, *small, *scales, *mins;
-} slm_parts;
+  int block, group;        /* weights in a block, and in a group with a small scale of its own (else 0) */
+  int small, scale, least; /* bytes a block and row: of all its small scales, its scale, its minimum */
+  int act;                 /* activations that share a scale */
+} slm_kin;
+static const slm_kin slm_b32 = {32, 0, 0, 2, 0, 32};         /* an f16 scale */
+static const slm_kin slm_b32m = {32, 0, 0, 2, 2, 32};        /* an f16 scale and minimum */
+static const slm_kin slm_b32e = {32, 0, 0, 1, 0, 32};        /* an e8m0 scale, less 128 */
+static const slm_kin slm_b64 = {64, 0, 0, 2, 0, 64};
+static const slm_kin slm_b128 = {128, 0, 0, 2, 0, 128};
+static const slm_kin slm_b256 = {256, 0, 0, 2, 0, 256};
+static const slm_kin slm_n16 = {64, 16, 0, 4, 0, 16};        /* 4 ue4m3 scales */
+static const slm_kin slm_k16 = {256, 16, 16, 2, 0, 256};     /* 16 int8 scales under an f16 one */
+static const slm_kin slm_k16six = {256, 16, 12, 2, 0, 256};  /* of 6 bits, less 32 */
+static const slm_kin slm_k16odd = {256, 16, 8, 2, 0, 256};   /* of 4 bits, s for 2s + 1 */
+static const slm_kin slm_k16m = {256, 16, 16, 2, 2, 256};    /* 16 scales of 4 bits, minima of 4 above, two f16 */
+static const slm_kin slm_k32 = {256, 32, 8, 2, 0, 256};      /* 8 int8 scales under an f16 one */
+static const slm_kin slm_k32m = {256, 32, 12, 2, 2, 256};    /* 8 scales and minima of 6 bits, two f16 */
 
-static inline slm_parts legacy_parts(const uint8_t *panel, int i, int planes, int min) {
-  uint8_t *unit = (uint8_t *)panel + (int64_t)(i / 2) * legacy_BYTES(planes, min), *scales = unit + 2 * 64 * planes + i % 2 * 32;
-  return (slm_parts){unit + i % 2 * 64 * planes, scales, scales, scales + 64};
+/* A format's panel. */
+typedef struct {
+  slm_kin kin;
+  int planes, bits, zero;  /* bits that a code takes, and that its value takes; 1 << zero means 0, with -1 a 0 does */
+  float part;              /* the scale is this part of the f16 */
+  const uint8_t *table;    /* 16 values, four times; NULL where codes are their own values */
+} slm_form;
+#define FORMAT(type, kin, planes, bits, zero, part, table) \
+  static const slm_form form_##type = {slm_##kin, planes, bits, zero, part, table};
+#define SAME(type, as)
+#include "../formats.inc"
+#undef FORMAT
+#undef SAME
+
+/* One row's block, taken apart: the codes of the panel (of 1 bit: 0 or 2), and its bytes of scales and minima. */
+typedef struct {
+  uint8_t q[256], small[16], scale[4], least[2];
+} slm_block;
+
+typedef struct {
+  uint8_t *small, *scales, *mins, *codes; /* of the unit's first block, the others' behind it */
+  int blocks, head;                       /* blocks in it; bytes before its codes */
+  int64_t bytes;
+} slm_unit_at;
+
+/* Bytes of one block's codes. */
+static inline int slm_code_bytes(slm_form f) { return f.kin.block * 2 * f.planes; }
+
+/* Bytes of scales in a unit of n blocks, and how many blocks a unit has but for the last. */
+static inline int slm_unit_head(slm_kin k, int n) { return (n * (k.small + k.scale + k.least) * PANEL + 63) / 64 * 64; }
+static inline int slm_unit_blocks(slm_kin k) {
+  const int bytes = k.small + k.scale + k.least;
+  return bytes % 4 == 0 ? 1 : bytes % 2 == 0 ? 2 : 4;
 }
-static inline slm_parts k16_parts(const uint8_t *panel, int i, int planes, int min) {
-  (void)min;
-  uint8_t *small = (uint8_t *)panel + (int64_t)i * k16_BYTES(planes, min);
-  return (slm_parts){small + 320, small, small + 256, small + 256};
-}
-static inline slm_parts k32_parts(const uint8_t *panel, int i, int planes, int min) {
-  (void)min;
-  uint8_t *small = (uint8_t *)panel + (int64_t)i * k32_BYTES(planes, min);
-  return (slm_parts){small + 256, small, small + 192, small + 224};
+static inline int64_t slm_unit_bytes(slm_form f, int n) { return slm_unit_head(f.kin, n) + (int64_t)n * slm_code_bytes(f); }
+
+/* The unit that starts at `panel` with `left` blocks from there to the panel's end. */
+static inline slm_unit_at slm_panel_unit(const uint8_t *panel, int left, slm_form f) {
+  const slm_kin k = f.kin;
+  const int most = slm_unit_blocks(k), n = left < most ? left : most, head = slm_unit_head(k, n);
+  uint8_t *p = (uint8_t *)panel;
+  return (slm_unit_at){p, p + n * k.small * PANEL, p + n * (k.small + k.scale) * PANEL, p + head, n, head,
+                       slm_unit_bytes(f, n)};
 }
 #endif

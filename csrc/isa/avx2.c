@@ -14,7 +14,7 @@ typedef vi va;
 #define CODE8_SHIFT -1
 #define TILE 2 /* 16 registers: per token two integer and two float sums */
 /* 2 · 127 · (2^bits - 1) · steps ≤ 32767 */
-#define FOLD_STEPS(bits) ((bits) == 4 ? 8 : (bits) == 5 ? 4 : (bits) == 6 ? 2 : 1)
+#define FOLD_STEPS(bits) ((bits) <= 4 ? 8 : (bits) == 5 ? 4 : (bits) == 6 ? 2 : 1)
 
 IN vw vw_code8(const void *p) {
   vw w = vw_load(p), sign = {_mm256_set1_epi8((char)0x80), _mm256_set1_epi8((char)0x80)};

@@ -85,6 +85,7 @@ IN int32_t vi_top(vi v) {
 IN vw vw_load(const void *p) { return (vw){_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1)}; }
 IN void vw_store(void *p, vw w) { _mm256_storeu_si256(p, w.a); _mm256_storeu_si256((__m256i *)p + 1, w.b); }
 IN vw vw_or(vw x, vw y) { return BOTH2(vw, _mm256_or_si256, x, y); }
+IN vw vw_look(vw t, vw x) { return BOTH2(vw, _mm256_shuffle_epi8, t, x); }
 #define vw_shl(x, s) ((vw){_mm256_slli_epi16((x).a, s), _mm256_slli_epi16((x).b, s)})
 #define vw_shr(x, s) ((vw){_mm256_srli_epi16((x).a, s), _mm256_srli_epi16((x).b, s)})
 IN __m256i low_byte(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi32(255)); }

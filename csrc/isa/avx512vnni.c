@@ -60,6 +60,7 @@ IN vi vi_abs_bits(vf v) { return _mm512_and_si512(vi_bits(v), vi_set(0x7fffffff)
 #define vw_code8 _mm512_loadu_si512
 #define vw_store _mm512_storeu_si512
 #define vw_or _mm512_or_si512
+#define vw_look _mm512_shuffle_epi8
 #define vw_shl _mm512_slli_epi16
 #define vw_shr _mm512_srli_epi16
 #define vi_byte(w, i) _mm512_and_si512(_mm512_srli_epi32(w, 8 * (i)), vi_set(255))

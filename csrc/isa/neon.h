@@ -84,6 +84,7 @@ IN void vw_store(void *p, vw w) { EACH vst1q_u8((uint8_t *)p + 16 * i, w.v[i]); 
 IN vw vw_code8(const void *p) { vw r = vw_load(p); EACH r.v[i] = veorq_u8(r.v[i], vdupq_n_u8(0x80)); return r; }
 IN vw vw_and(vw a, int byte) { EACH a.v[i] = vandq_u8(a.v[i], vdupq_n_u8((uint8_t)byte)); return a; }
 IN vw vw_or(vw a, vw b) { EACH a.v[i] = vorrq_u8(a.v[i], b.v[i]); return a; }
+IN vw vw_look(vw t, vw a) { EACH a.v[i] = vqtbl1q_u8(t.v[0], a.v[i]); return a; }
 IN uint8x16_t shift_left(uint8x16_t a, int s) { return vshlq_u8(a, vdupq_n_s8((int8_t)s)); }
 IN vw vw_shl(vw a, int s) { EACH a.v[i] = shift_left(a.v[i], s); return a; }
 IN vw vw_shr(vw a, int s) { EACH a.v[i] = shift_left(a.v[i], -s); return a; }

@@ -89,6 +89,7 @@ IN vw vw_and(vw a, int m) { return a & (uint8_t)m; }
 IN vw vw_or(vw a, vw b) { return a | b; }
 IN vw vw_shl(vw a, int s) { return a << s; }
 IN vw vw_shr(vw a, int s) { return a >> s; }
+IN vw vw_look(vw t, vw a) { for (int i = 0; i < 64; i++) a[i] = t[a[i]]; return a; }
 #define vi_byte(w, i) ((vi)((vu)(w) >> 8 * (i) & 255))
 #define va_begin(c) (c)
 #define va_end(s, c) (s)

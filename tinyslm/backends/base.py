@@ -15,7 +15,12 @@ PAGE = 64  # positions in a KV page
 
 # How a backend rounds the activations that meet a weight of each type (design, section 4): the length of the blocks
 # that share one int8 scale; types that are not here meet float32 activations.
-ACTIVATION_BLOCK = {"Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256}
+ACTIVATION_BLOCK = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"), 32),
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS",
+                     "IQ3_S", "IQ4_XS", "TQ1_0", "TQ2_0"), 256),
+    "Q2_0": 64, "Q1_0": 128, "NVFP4": 16,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Integers(NamedTuple):
     whole: F32
     """(..., n * block): whole numbers."""
     scale: F32
-    """(..., n)."""
+    """(..., n); NVFP4 has 4 to a block, (..., 4 n)."""
     minimum: F32 | None
     """(..., n); None in a format without minima."""
     multiple: F32 | None = None
@@ -44,7 +44,8 @@ class Format:
     dequantise: Callable[[U8], F32]
     """uint8 (..., n * bytes) to float32 (..., n * block). OptionError where dtype or length do not fit."""
     quantise: Callable[[F32], U8]
-    """float32 (..., n * block) to uint8 (..., n * bytes). OptionError where dtype or length do not fit."""
+    """float32 (..., n * block) to uint8 (..., n * bytes). OptionError where dtype or length do not fit, and for a type
+    that nothing here rounds to."""
     integers: Callable[[U8], Integers] | None = None
     """uint8 (..., n * bytes) to what products in integers are made of. OptionError as above. None: floats need none."""
 
@@ -52,12 +53,12 @@ class Format:
 def block_format(
     name: str,
     from_blocks: Callable[[U8], F32],
-    to_blocks: Callable[[F32], U8],
+    to_blocks: Callable[[F32], U8] | None = None,
     block_integers: Callable[[U8], Integers] | None = None,
 ) -> Format:
     """A descriptor from functions over blocks: (n, bytes) to (n, block) float32, and back, and to integers.
 
-    The scales and minima of `block_integers` are (n, 1).
+    The minima of `block_integers` are (n, 1), its scales (n, scales of a block).
     """
     id_ = TYPE_IDS[name]
     block, size = TYPES[id_].block, TYPES[id_].bytes
@@ -72,6 +73,8 @@ def block_format(
         return out.reshape(*rows.shape[:-1], rows.shape[-1] // size * block)
 
     def quantise(rows: F32) -> U8:
+        if to_blocks is None:
+            raise OptionError(f"nothing here quantises to {name}")
         blocks = _blocks(rows, np.float32, block, name)
         out = np.empty((len(blocks), size), np.uint8)
         for start in range(0, len(blocks), _SLICE // block):
@@ -89,11 +92,35 @@ def block_format(
             return None if part is None else part.reshape(*lead, blocks * length)
 
         return Integers(
-            parts.whole.reshape(*lead, blocks * block), parts.scale.reshape(*lead, blocks),
+            parts.whole.reshape(*lead, blocks * block), parts.scale.reshape(*lead, blocks * parts.scale.shape[1]),
             joined(parts.minimum, 1), joined(parts.multiple, block),
         )  # fmt: skip
 
     return Format(name, id_, block, size, dequantise, quantise, integers if block_integers else None)
+
+
+def integer_format(name: str, block_integers: Callable[[U8], Integers]) -> Format:
+    """A descriptor of a format that is told by its integers alone, whose products with the scale are exact."""
+
+    def from_blocks(blocks: U8) -> F32:
+        parts = block_integers(blocks)
+        n, scales = parts.scale.shape
+        weights: F32 = parts.scale[:, :, None] * parts.whole.reshape(n, scales, -1)
+        if parts.minimum is not None and parts.multiple is not None:
+            weights += (parts.minimum * parts.multiple).reshape(weights.shape)
+        return weights.reshape(n, -1)
+
+    return block_format(name, from_blocks, None, block_integers)
+
+
+def f16(blocks: U8, at: int) -> F32:
+    """The f16 at byte `at` of every block, (n, 1)."""
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
+
+
+def nibbles(packed: U8) -> U8:
+    """The low nibbles of every row's bytes, then the high ones."""
+    return np.concatenate([packed & 15, packed >> 4], axis=1)
 
 
 def _blocks(rows: npt.NDArray[Scalar], kind: type[Scalar], length: int, name: str) -> npt.NDArray[Scalar]:

@@ -1,4 +1,4 @@
-"""The formats without blocks: F32, F16 and BF16 (the upper half of an F32)."""
+"""The formats without blocks: F32, F16 and BF16 (the upper half of an F32); F64 and integers, which become F32."""
 
 from __future__ import annotations
 
@@ -31,4 +31,9 @@ FORMATS: tuple[Format, ...] = (
     block_format("F32", lambda blocks: blocks.view("<f4"), lambda blocks: blocks.astype("<f4").view(np.uint8)),
     block_format("F16", _f16_to_f32, _f32_to_f16),
     block_format("BF16", _bf16_to_f32, _f32_to_bf16),
+    block_format("F64", lambda blocks: blocks.view("<f8").astype(np.float32)),
+    block_format("I8", lambda blocks: blocks.view("i1").astype(np.float32)),
+    block_format("I16", lambda blocks: blocks.view("<i2").astype(np.float32)),
+    block_format("I32", lambda blocks: blocks.view("<i4").astype(np.float32)),
+    block_format("I64", lambda blocks: blocks.view("<i8").astype(np.float32)),
 )

@@ -8,7 +8,41 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyslm.formats.base import F32, U8, Format, Integers, block_format
+from tinyslm.formats.base import F32, U8, Format, Integers, block_format, f16, integer_format
+
+
+def _runs_of_pairs(packed: U8) -> U8:
+    """Codes of 2 bits, (n, 256): byte i of each 32 holds weights i, i + 32, i + 64 and i + 96."""
+    n = len(packed)
+    runs = packed.reshape(n, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
+    return (runs & np.uint8(3)).reshape(n, 256)
+
+
+def _q2_k(blocks: U8) -> Integers:
+    """Weight = d * scale * code - dmin * minimum.
+
+    Bytes: 16 of the groups' scales below and minima above, 64 of codes, d, dmin.
+    """
+    small = np.repeat(blocks[:, :16], 16, axis=1)
+    scales, minima = (small & 15).astype(np.float32), (small >> 4).astype(np.float32)
+    codes = _runs_of_pairs(blocks[:, 16:80]).astype(np.float32)
+    return Integers(scales * codes, f16(blocks, 80), -f16(blocks, 82), minima)
+
+
+def _q3_k(blocks: U8) -> Integers:
+    """Weight = d * scale * (code - 4).
+
+    Bytes: 32 of third bits (bit g of byte i is weight 32 g + i's), 64 of the lower two, 12 of the 16 groups' scales, d.
+    The scales, 32 less: 4 bits each in 8 bytes, the low nibbles first, and the 2 bits above those in 4, whose byte i is
+    of groups i, i + 4, i + 8 and i + 12.
+    """
+    n = len(blocks)
+    third = blocks[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    codes = (_runs_of_pairs(blocks[:, 32:96]) | third.reshape(n, 256) << 2).astype(np.float32) - np.float32(4)
+    low = blocks[:, None, 96:104] >> np.array([[0], [4]], np.uint8) & 15
+    high = blocks[:, None, 104:108] >> np.array([[0], [2], [4], [6]], np.uint8) & 3
+    scales = (low.reshape(n, 16) | high.reshape(n, 16) << 4).astype(np.float32) - np.float32(32)
+    return Integers(np.repeat(scales, 16, axis=1) * codes, f16(blocks, 108), None)
 
 
 def _q6_k_parts(blocks: U8) -> tuple[F32, F32, F32]:
@@ -137,6 +171,8 @@ def _ratio(above: F32 | np.float32, below: F32) -> F32:
 
 
 FORMATS: tuple[Format, ...] = (
+    integer_format("Q2_K", _q2_k),
+    integer_format("Q3_K", _q3_k),
     block_format("Q4_K", _two_level_from_blocks, lambda blocks: _two_level_to_blocks(blocks, 15), _two_level_integers),
     block_format("Q5_K", _two_level_from_blocks, lambda blocks: _two_level_to_blocks(blocks, 31), _two_level_integers),
     block_format("Q6_K", _q6_k_from_blocks, _q6_k_to_blocks, _q6_k_integers),

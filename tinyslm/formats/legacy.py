@@ -11,12 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from tinyslm.formats.base import F32, U8, Format, Integers, block_format
-
-
-def _scale(blocks: U8, at: int) -> F32:
-    """The f16 at byte `at` of every block, (n, 1)."""
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
+from tinyslm.formats.base import F32, U8, Format, Integers, block_format, f16, nibbles
 
 
 def _f16_bytes(values: F32) -> U8:
@@ -25,8 +20,7 @@ def _f16_bytes(values: F32) -> U8:
 
 def _unpack(blocks: U8, bits: int) -> F32:
     """The codes of a 4- or 5-bit block, (n, 32), as floats; they end the block, the fifth bits before them."""
-    nibbles = blocks[:, -16:]
-    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=1)
+    codes = nibbles(blocks[:, -16:])
     if bits == 5:
         codes |= np.unpackbits(blocks[:, -20:-16], axis=1, bitorder="little") << 4
     return codes.astype(np.float32)
@@ -34,8 +28,8 @@ def _unpack(blocks: U8, bits: int) -> F32:
 
 def _pack(codes: U8, bits: int) -> list[U8]:
     """The parts that end a block: for 5 bits the word of fifth bits, then the nibbles."""
-    nibbles = (codes[:, :16] & np.uint8(15)) | (codes[:, 16:] << np.uint8(4))
-    return [np.packbits(codes >= 16, axis=1, bitorder="little"), nibbles] if bits == 5 else [nibbles]
+    packed = (codes[:, :16] & np.uint8(15)) | (codes[:, 16:] << np.uint8(4))
+    return [np.packbits(codes >= 16, axis=1, bitorder="little"), packed] if bits == 5 else [packed]
 
 
 def _inverse(scale: F32) -> F32:
@@ -58,10 +52,10 @@ def _symmetric(bits: int) -> Functions:
     half = np.float32(1 << (bits - 1))
 
     def from_blocks(blocks: U8) -> F32:
-        return _scale(blocks, 0) * (_unpack(blocks, bits) - half)
+        return f16(blocks, 0) * (_unpack(blocks, bits) - half)
 
     def integers(blocks: U8) -> Integers:
-        return Integers(_unpack(blocks, bits) - half, _scale(blocks, 0), None)
+        return Integers(_unpack(blocks, bits) - half, f16(blocks, 0), None)
 
     def to_blocks(blocks: F32) -> U8:
         farthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
@@ -77,10 +71,10 @@ def _with_minimum(bits: int) -> Functions:
     top = (1 << bits) - 1
 
     def from_blocks(blocks: U8) -> F32:
-        return _scale(blocks, 0) * _unpack(blocks, bits) + _scale(blocks, 2)
+        return f16(blocks, 0) * _unpack(blocks, bits) + f16(blocks, 2)
 
     def integers(blocks: U8) -> Integers:
-        return Integers(_unpack(blocks, bits), _scale(blocks, 0), _scale(blocks, 2))
+        return Integers(_unpack(blocks, bits), f16(blocks, 0), f16(blocks, 2))
 
     def to_blocks(blocks: F32) -> U8:
         minimum = blocks.min(axis=1, keepdims=True)
@@ -98,11 +92,11 @@ def _round_away(values: F32) -> npt.NDArray[np.int8]:
 
 
 def _q8_0_from_blocks(blocks: U8) -> F32:
-    return blocks[:, 2:].view(np.int8).astype(np.float32) * _scale(blocks, 0)
+    return blocks[:, 2:].view(np.int8).astype(np.float32) * f16(blocks, 0)
 
 
 def _q8_0_integers(blocks: U8) -> Integers:
-    return Integers(blocks[:, 2:].view(np.int8).astype(np.float32), _scale(blocks, 0), None)
+    return Integers(blocks[:, 2:].view(np.int8).astype(np.float32), f16(blocks, 0), None)
 
 
 def _q8_0_to_blocks(blocks: F32) -> U8:

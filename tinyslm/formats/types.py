@@ -52,6 +52,7 @@ TYPES: dict[int, TypeSize] = {
     39: TypeSize("MXFP4", 32, 17),
     40: TypeSize("NVFP4", 64, 36),
     41: TypeSize("Q1_0", 128, 18),
+    42: TypeSize("Q2_0", 64, 18),
 }
 
 # Ids that ggml gave up. The 4_4 to 8_8 kinds were Q4_0 and IQ4_NL interleaved for one CPU.
