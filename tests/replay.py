@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def build(
 ) -> Driver:
     """Compile the driver and the C core from source, with the flags of `sanitize` but for the files named in `plain`.
     CalledProcessError, its stderr told, where that fails."""
+    runpy.run_path(str(ROOT / "csrc" / "build_ffi.py"))  # which writes formats/grids.inc
     core = [ROOT / "csrc" / f"{name}.c" for name in ("cpu", "dispatch", "pack", "pool", "program", "replay", "turn")]
     sources = [*sorted((ROOT / "csrc" / "isa").glob("*.c")), *core]  # the slowest first
     flags = [*FLAGS, *flags, "-DSLM_REPLAY", f"-I{ROOT / 'csrc'}"]

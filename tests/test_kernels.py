@@ -13,8 +13,8 @@ from blocks import any_rows, sound_rows
 
 from tinyslm.backends import arithmetic
 from tinyslm.backends.base import ACTIVATION_BLOCK, Batch, Weights
-from tinyslm.errors import BackendError
-from tinyslm.formats import FORMATS, Format
+from tinyslm.errors import BackendError, UnsupportedError
+from tinyslm.formats import BY_NAME, FORMATS, Format
 from tinyslm.gguf import GGUF, write
 from tinyslm.ops import Builder, Program, Weight
 
@@ -87,6 +87,15 @@ def test_what_has_no_panels_is_refused() -> None:
     assert lib.slm_panel_bytes(lib.SLM_Q4_0, 33) == lib.slm_panel_bytes(lib.SLM_Q4_0, 0) == 0
     assert lib.slm_unpack(24, 32, ffi.NULL, 0, ffi.NULL) == lib.SLM_E_TYPE
     assert lib.slm_dequantise(lib.SLM_Q6_K, 32, ffi.NULL, ffi.NULL) == lib.SLM_E_TYPE
+
+
+def test_a_matrix_of_plain_integers_is_refused_by_name(tmp_path: Path) -> None:
+    b = Builder(8, 64)
+    b.logits(b.matmul(b.select(b.embed(Weight("x", 8, 8))), Weight("counts", 8, 8)))
+    tensors = {"x": table(np.zeros((8, 8))), "counts": (BY_NAME["I8"], np.zeros((8, 8), np.uint8))}
+    with pytest.raises(UnsupportedError, match=r"no kernels.*llama-quantize.*'counts'.*I8"):  # noqa: SIM117
+        with running(tmp_path / "model.gguf", b.build(), tensors, "scalar"):
+            pass
 
 
 # ---- programs of one op ----

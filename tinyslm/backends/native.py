@@ -66,8 +66,11 @@ class Native:
         types = {name: BY_NAME[kind].id for name, kind in matrix_types(program, weights).items()}
         for w in program.weights():
             if w.k and not lib.slm_panel_bytes(types[w.name], w.k):
-                raise UnsupportedError(weights.file.path, "the native backend has no kernels for this tensor's type",
-                                       where=w.name, got=weights.type_name(w))  # fmt: skip
+                problem = (
+                    "the native backend has no kernels for this tensor's type; llama.cpp's tool makes a file that it "
+                    "has: llama-quantize ORIGINAL.gguf OUT.gguf Q8_0"
+                )
+                raise UnsupportedError(weights.file.path, problem, where=w.name, got=weights.type_name(w))
         self.lowered = lower(program, types, KERNELS, rows, fuse)
         self.page_bytes = max(self.lowered.page, 64)  # a program without attention has pages too
         self._cancel = ffi.new("int32_t *")
