@@ -294,8 +294,11 @@ def _iq1_m(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
 
 
 def _mxfp4(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
+    """Scales are powers of two: of the two beside the right one, as many of each as give the right mean square."""
     blocks = np.frombuffer(rng.bytes(n * 17), np.uint8).reshape(n, 17).copy()
-    blocks[:, 0] = 128 - round(np.log2(5.85 * k**0.5))
+    exponent = -np.log2(5.85 * k**0.5)
+    below = np.floor(exponent)
+    blocks[:, 0] = 128 + below + (rng.random(n) < (4 ** (exponent - below) - 1) / 3)
     return blocks
 
 
