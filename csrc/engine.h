@@ -116,7 +116,10 @@ typedef struct slm_pool slm_pool;
 typedef void (*slm_job)(void *state, int32_t thread);
 slm_pool *slm_pool_new(int32_t threads);
 void slm_pool_free(slm_pool *pool);
-int32_t slm_pool_run(slm_pool *pool, slm_job job, void *state); /* SLM_OK, or SLM_E_MEMORY after a fork without threads */
+/* How many threads have cores to run on, as far as the last jobs told. */
+int32_t slm_pool_fit(slm_pool *pool);
+/* On `threads` of the pool's threads. SLM_OK, or SLM_E_MEMORY after a fork without threads. */
+int32_t slm_pool_run(slm_pool *pool, int32_t threads, slm_job job, void *state);
 void slm_pool_barrier(slm_pool *pool);
 
 #endif

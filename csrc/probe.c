@@ -34,7 +34,7 @@ static double best(slm_probe *p, int reading) {
   p->reading = reading;
   for (int i = 0; i < PASSES; i++) {
     const double start = now();
-    slm_pool_run(p->pool, job, p);
+    slm_pool_run(p->pool, p->threads, job, p);
     const double seconds = now() - start;
     least = seconds < least ? seconds : least;
   }

@@ -14,7 +14,7 @@ struct slm_engine {
   slm_program program;
   const slm_isa *isa;
   slm_pool *pool;
-  int32_t threads, stopped;
+  int32_t threads, active, stopped; /* active: threads that take part in this step */
   int64_t scratch;          /* bytes per thread: act slots, then kernel scratch */
   uint8_t *memory;          /* workspace, then the threads' scratch, then turns */
   int64_t memory_bytes;
@@ -77,7 +77,7 @@ static int32_t at_least_1(int64_t n) { return n < 1 ? 1 : n > 1 << 20 ? 1 << 20 
    pieces of about 96 KB. Wide: groups of panels, claimed, that stay in the second-level cache together with as many
    tokens' activations. */
 static void run_matmul(const walker *w, const slm_op *op) {
-  const int32_t panels = (op->n + 15) / 16, threads = w->e->threads, rows = slm_rows(&w->ctx, op);
+  const int32_t panels = (op->n + 15) / 16, threads = w->e->active, rows = slm_rows(&w->ctx, op);
   const int64_t bytes = slm_panel_bytes(op->type, op->k) + (op->w2 < 0 ? 0 : slm_panel_bytes(op->type2, op->k));
   if (w->ctx.narrow) {
     const int32_t step = at_least_1((96 << 10) / bytes), mine = (int32_t)((int64_t)panels * 85 / 100 / threads);
@@ -97,7 +97,7 @@ static void run_matmul(const walker *w, const slm_op *op) {
 /* Rows of one sequence that attend together: as many as fill SLM_COLUMNS, but wide steps leave each thread some. */
 static int32_t attend_rows(const walker *w, const slm_op *op) {
   const int32_t fit = at_least_1(SLM_COLUMNS / (op->heads / op->kv_heads));
-  const int32_t even = at_least_1((int64_t)slm_rows(&w->ctx, op) * op->kv_heads / (4 * w->e->threads));
+  const int32_t even = at_least_1((int64_t)slm_rows(&w->ctx, op) * op->kv_heads / (4 * w->e->active));
   return w->ctx.narrow || fit < even ? fit : even;
 }
 
@@ -146,7 +146,7 @@ static void attend_segment(const walker *w, const slm_op *op, const slm_unit *un
 
 /* The pairs of sequence and KV head that a thread stores in a narrow step, and so may attend to without waiting. */
 static int32_t pair(const walker *w, const slm_op *op, int32_t thread) {
-  return cut(w->e->n_units[0] * op->kv_heads, 1, thread, w->e->threads);
+  return cut(w->e->n_units[0] * op->kv_heads, 1, thread, w->e->active);
 }
 static segments own_heads(const walker *w, const slm_op *op, int32_t run) { /* first … last - 1 */
   const int32_t low = pair(w, op, w->thread) - run * op->kv_heads, high = pair(w, op, w->thread + 1) - run * op->kv_heads;
@@ -182,7 +182,7 @@ static void attend_narrow(const walker *w, const slm_op *op) {
 }
 
 static void run_store(const walker *w, const slm_op *op) {
-  const int32_t t = w->thread, threads = w->e->threads, rows = slm_rows(&w->ctx, op);
+  const int32_t t = w->thread, threads = w->e->active, rows = slm_rows(&w->ctx, op);
   if (!w->ctx.narrow) w->e->isa->store(&w->ctx, op, cut(rows, 1, t, threads), cut(rows, 1, t + 1, threads), 0, op->kv_heads);
   else
     for (int32_t u = 0; u < w->e->n_units[0]; u++) {
@@ -207,7 +207,7 @@ static void gather(const slm_ctx *c, const slm_op *op, int32_t row, int32_t stop
 
 static void run_op(const walker *w, const slm_op *op) {
   const slm_isa *isa = w->e->isa;
-  const int32_t rows = slm_rows(&w->ctx, op), t = w->thread, threads = w->e->threads;
+  const int32_t rows = slm_rows(&w->ctx, op), t = w->thread, threads = w->e->active;
   const int32_t row = cut(rows, 1, t, threads), stop = cut(rows, 1, t + 1, threads);
   switch (op->kind) {
     case SLM_EMBED:
@@ -231,8 +231,8 @@ static void run_op(const walker *w, const slm_op *op) {
 
 static void turn_rows(const walker *w) {
   const slm_program *p = &w->e->program;
-  const int32_t rows = w->e->batch->n_tokens, stop = cut(rows, 1, w->thread + 1, w->e->threads);
-  for (int32_t r = cut(rows, 1, w->thread, w->e->threads); r < stop; r++)
+  const int32_t rows = w->e->batch->n_tokens, stop = cut(rows, 1, w->thread + 1, w->e->active);
+  for (int32_t r = cut(rows, 1, w->thread, w->e->active); r < stop; r++)
     for (int32_t i = 0; i < p->n_ropes; i++) {
       const slm_rope *rope = p->ropes + i;
       slm_turns(w->e->batch->positions[r], p->frequencies + rope->first, rope->half, rope->magnitude,
@@ -320,7 +320,8 @@ int32_t slm_step(slm_engine *e, const slm_batch *batch) {
   if (error) return error;
   for (int32_t i = 0; i < e->program.n_ops; i++) e->claims[i].next = 0;
   memset(batch->bad, 0, (size_t)batch->n_tokens);
-  error = slm_pool_run(e->pool, walk, e);
+  e->active = slm_pool_fit(e->pool);
+  error = slm_pool_run(e->pool, e->active, walk, e);
   return error ? error : e->stopped ? SLM_E_CANCELLED : SLM_OK;
 }
 
