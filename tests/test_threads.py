@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from small import run_python, tiny_file
 
-from tinyslm.backends import threads
+from tinyslm.backends import has_native, threads
 from tinyslm.errors import OptionError
 
 NONE = 1 << 10
@@ -108,3 +109,57 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             threads.default_threads()
     monkeypatch.setenv("TINYSLM_THREADS", "")
     assert threads.default_threads() >= 1
+
+
+# Steps on one core for half a second; then on all that there are. Prints the ratio of a step's processor time with two
+# threads to that with one on that core, whether the bits are the same, and whether the second thread took part again.
+CROWDED = """
+import os, sys, time
+import numpy as np
+import tinyslm
+from tinyslm.engine import Work
+from tinyslm.kvcache import Sequence
+
+def steps(engine, sequence, seconds):
+    count, start, spent, ids = 0, time.perf_counter(), time.process_time(), np.array([5], np.int32)
+    logits = np.empty((1, engine.program.vocab), np.float32)
+    while time.perf_counter() - start < seconds:
+        engine.step([Work(sequence, ids, 1)], logits)
+        engine.cache.truncate(sequence, 100)
+        count += 1
+    return (time.process_time() - spent) / count, logits
+
+def ran(thread):
+    return int(open(f"/proc/self/task/{thread}/schedstat").read().split()[0]) / 1e9
+
+tinyslm.load(sys.argv[1], threads=1).close()
+allowed, results = os.sched_getaffinity(0), []
+os.sched_setaffinity(0, {min(allowed)})
+for threads in (1, 2):
+    with tinyslm.load(sys.argv[1], threads=threads) as model:
+        engine, sequence = model._scheduler.engine, Sequence()
+        before = set(os.listdir("/proc/self/task"))
+        engine.step([Work(sequence, np.arange(100, dtype=np.int32), 0)], np.empty((0, engine.program.vocab), np.float32))
+        steps(engine, sequence, 0.2)
+        results.append(steps(engine, sequence, 0.3))
+        if threads == 2:
+            second = [int(t) for t in os.listdir("/proc/self/task") if int(t) != os.getpid()][-1]
+            for t in os.listdir("/proc/self/task"):
+                os.sched_setaffinity(int(t), allowed)
+            start, deadline = ran(second), time.monotonic() + 10
+            while ran(second) - start < 0.002 and time.monotonic() < deadline:
+                steps(engine, sequence, 0.1)
+            back = ran(second) - start >= 0.002
+(one, a), (two, b) = results
+print(two / one, int(np.array_equal(a, b)), int(back))
+"""
+
+
+@pytest.mark.skipif(not has_native(), reason="the C core was not built")
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="tells of threads as Linux does")
+def test_threads_that_share_a_core(tmp_path: Path) -> None:
+    """Two threads on one core are about as fast as one, and take part again when there is room."""
+    ratio, same, back = map(float, run_python(CROWDED, tiny_file(tmp_path)).split())
+    assert ratio < 4, "two threads spin each other down"
+    assert same
+    assert back, "the second thread takes no part any more"
