@@ -18,7 +18,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from tinyslm.cli import bench as verb
@@ -81,8 +82,8 @@ def busy(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def quota(cpus: float) -> Iterator[Callable[[int], None] | None]:
-    """What puts a process under a quota; None where this process may make no group."""
+def quota(cpus: float) -> Iterator[Path | None]:
+    """The file that puts a process under a quota; None where this process may make no group."""
     version_2 = (GROUPS / "cgroup.controllers").exists()
     group = (GROUPS if version_2 else GROUPS / "cpu") / f"tinyslm-bench-{os.getpid()}"
     try:
@@ -98,7 +99,7 @@ def quota(cpus: float) -> Iterator[Callable[[int], None] | None]:
         yield None
         return
     try:
-        yield lambda pid: (group / "cgroup.procs").write_text(str(pid)) and None
+        yield group / "cgroup.procs"
     finally:
         with suppress(OSError):
             group.rmdir()
@@ -117,8 +118,8 @@ def on_and_off(pid: int, seconds: float) -> None:
 class Scenarios:
     """Each makes workers by `start`, and returns the first one's tokens/s and processor seconds a second."""
 
-    def __init__(self, start: Callable[[], Worker], seconds: float, beside: float) -> None:
-        self.start, self.seconds, self.beside = start, seconds, beside
+    def __init__(self, start: Callable[[], Worker], seconds: float) -> None:
+        self.start, self.seconds = start, seconds
 
     def run(self, name: str) -> tuple[float, float] | None:
         found: tuple[float, float] | None = getattr(self, name)()
@@ -132,7 +133,6 @@ class Scenarios:
     def busy(self) -> tuple[float, float]:
         worker = self.start()
         with busy(1):
-            time.sleep(self.beside)
             worker.go()
             return worker.result()
 
@@ -153,11 +153,11 @@ class Scenarios:
         return worker.result()
 
     def quota(self) -> tuple[float, float] | None:
-        with quota(1) as put:
-            if not put:
+        with quota(1) as members:
+            if not members:
                 return None
             worker = self.start()
-            put(worker.process.pid)
+            members.write_text(str(worker.process.pid))
             worker.go()
             return worker.result()
 
@@ -188,12 +188,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in args.only:
             found: dict[Path, list[tuple[float, float]]] = {c: [] for c in args.checkout}
             for _ in range(args.rounds):
-                for checkout in args.checkout:
-                    def start(checkout: Path = checkout) -> Worker:
-                        return Worker(checkout, model, args.threads, args.seconds)
-                    result = Scenarios(start, args.seconds, 0.1).run(name)
-                    if result:
-                        found[checkout].append(result)
+                for checkout, results in found.items():
+                    start = partial(Worker, checkout, model, args.threads, args.seconds)
+                    if result := Scenarios(start, args.seconds).run(name):
+                        results.append(result)
             for checkout, results in found.items():
                 if results:
                     speed, spent = (statistics.median(r[i] for r in results) for i in (0, 1))

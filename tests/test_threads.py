@@ -138,8 +138,7 @@ os.sched_setaffinity(0, {min(allowed)})
 for threads in (1, 2):
     with tinyslm.load(sys.argv[1], threads=threads) as model:
         engine, sequence = model._scheduler.engine, Sequence()
-        before = set(os.listdir("/proc/self/task"))
-        engine.step([Work(sequence, np.arange(100, dtype=np.int32), 0)], np.empty((0, engine.program.vocab), np.float32))
+        engine.step([Work(sequence, np.arange(100, dtype=np.int32), 0)], np.empty((0, model.vocab_size), np.float32))
         steps(engine, sequence, 0.2)
         results.append(steps(engine, sequence, 0.3))
         if threads == 2:

@@ -1,0 +1,157 @@
+"""What happens around a step: starting, loading, and the Python between two tokens.
+
+    python bench/around.py -m model.gguf
+    python bench/around.py --shape llama-3.2-1b --type q4_0 --llama ../venv-llama/bin/python
+
+start   a process that answers a prompt of 16 tokens with one, the file in the page cache: wall seconds to that token,
+        beside llama.cpp in processes of its own, taken in turn
+load    tinyslm.load of that process, beside what the same threads take to read the file's tensors into fresh memory
+token   per token, what does not pass in C's step: the loop in Python with sampling and the token's text, and of that
+        the sampling
+import  `import tinyslm`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from tinyslm._native import ffi, lib
+
+import tinyslm
+from tinyslm import sampler
+from tinyslm.backends import native
+from tinyslm.backends.threads import default_threads
+from tinyslm.cli import bench as verb
+
+PROMPT = "a b c d e f g h i j k l m n o"  # 16 tokens at most, in the made-up vocabularies too
+SLICE = 2 << 20
+OURS = """
+import json, sys, time
+begun = time.time()
+import tinyslm
+model = tinyslm.load(sys.argv[1], threads=int(sys.argv[2]))
+loaded = time.time()
+model.generate(sys.argv[3], max_tokens=1, temperature=0, ignore_eos=True)
+print(json.dumps({"end": time.time(), "load": loaded - begun}), flush=True)
+"""
+THEIRS = """
+import json, sys, time
+from llama_cpp import Llama
+model = Llama(sys.argv[1], n_threads=int(sys.argv[2]), n_threads_batch=int(sys.argv[2]), n_ctx=512, verbose=False)
+list(model.create_completion(sys.argv[3], max_tokens=1, temperature=0))
+print(json.dumps({"end": time.time()}), flush=True)
+"""
+IMPORT = "import time; t = time.perf_counter(); import tinyslm; print(time.perf_counter() - t)"
+
+
+def started(python: str, script: str, *args: object) -> dict[str, float]:
+    """What the script tells, and the seconds from before its process to its `end`."""
+    begun = time.time()
+    out = subprocess.run([python, "-c", script, *map(str, args)], check=True, capture_output=True, text=True).stdout
+    told: dict[str, float] = json.loads(out)
+    return {**told, "seconds": told["end"] - begun}
+
+
+def floor(path: Path, threads: int) -> float:
+    """Seconds to read the file by slices into as much fresh memory: each byte read once and written once."""
+    size = path.stat().st_size
+    memory = lib.slm_alloc(size)
+    target = ffi.buffer(memory, size)
+    with path.open("rb", buffering=0) as file:
+
+        def read(at: int) -> None:
+            os.preadv(file.fileno(), [memoryview(target)[at : at + SLICE]], at)
+
+        start = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(read, range(0, size, SLICE)))
+        seconds = time.perf_counter() - start
+    lib.slm_free(memory, size)
+    return seconds
+
+
+class Timed:
+    """C's library; notes when each step began and ended."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(lib, name)
+
+    def slm_step(self, *args: Any) -> int:
+        begun = time.perf_counter_ns()
+        error: int = lib.slm_step(*args)
+        self.steps.append((begun, time.perf_counter_ns()))
+        return error
+
+
+def per_token(path: Path, threads: int, tokens: int = 300) -> tuple[float, float, int]:
+    """Microseconds from the end of a step to the beginning of the next, without and for sampling; the vocabulary.
+
+    Medians over the tokens, so that what else the machine does leaves them alone.
+    """
+    timed, drawing, drawn = Timed(), sampler.Sampler.draw, list[int]()
+
+    def draw(self: sampler.Sampler, *args: Any) -> tuple[int, float | None]:
+        begun = time.perf_counter_ns()
+        found = drawing(self, *args)
+        drawn.append(time.perf_counter_ns() - begun)
+        return found
+
+    with tinyslm.load(path, threads=threads, backend="native") as model:
+        with patch.object(native, "lib", timed), patch.object(sampler.Sampler, "draw", draw):
+            for _ in model.stream(PROMPT, max_tokens=tokens, ignore_eos=True, seed=1):
+                pass
+        gaps = [begin - end for (_, end), (begin, _) in pairwise(timed.steps)]
+        sampling = statistics.median(drawn) / 1e3
+        return statistics.median(gaps) / 1e3 - sampling, sampling, model.vocab_size
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", nargs="+")
+    parser.add_argument("--shape", help="in place of -m, as for tinyslm bench")
+    parser.add_argument("--type")
+    parser.add_argument("-t", "--threads", type=int, default=default_threads())
+    parser.add_argument("-r", "--rounds", type=int, default=9)
+    parser.add_argument("--llama", metavar="PYTHON", help="an interpreter that has llama-cpp-python")
+    args = parser.parse_args(argv)
+    light = [float(subprocess.check_output([sys.executable, "-c", IMPORT])) for _ in range(args.rounds)]
+    print(f"import  {statistics.median(light):.3f} s")
+    for find in verb.models(args):
+        path = find().resolve()
+        ours, theirs, floors = list[dict[str, float]](), list[dict[str, float]](), list[float]()
+        started(sys.executable, OURS, path, args.threads, PROMPT)  # the file comes into the page cache
+        for _ in range(args.rounds):
+            ours.append(started(sys.executable, OURS, path, args.threads, PROMPT))
+            floors.append(floor(path, args.threads))
+            if args.llama:
+                theirs.append(started(args.llama, THEIRS, path, args.threads, PROMPT))
+        seconds = statistics.median(o["seconds"] for o in ours)
+        print(f"{path.name}\nstart   {seconds:.3f} s", end="")
+        if theirs:
+            ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(ours, theirs, strict=True))
+            print(f", llama.cpp {statistics.median(t['seconds'] for t in theirs):.3f} s, ratio {ratio:.2f}", end="")
+        loads = statistics.median(o["load"] for o in ours)
+        print(f"\nload    {loads:.3f} s, the file read into fresh memory in {statistics.median(floors):.3f} s")
+        found = [per_token(path, args.threads) for _ in range(args.rounds)]
+        loop, sampling = (statistics.median(f[i] for f in found) for i in (0, 1))
+        print(f"token   {loop:.1f} µs in the loop, {sampling:.1f} µs sampling from {found[0][2]}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
