@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate
 
 import numpy as np
 
@@ -50,16 +50,16 @@ class Engine:
         return [not part.any() for part in np.split(bad, np.cumsum(lengths)[:-1])]
 
     def _batch(self, works: Items[Work], lengths: list[int]) -> Batch:
-        ends = np.cumsum(lengths)
-        starts = [w.sequence.length for w in works]
-        wanted = [range(end - w.outputs, end) for w, end in zip(works, ends.tolist(), strict=True)]
+        # most steps are of a few tokens: lists are quicker for them than arrays
+        ends = list(accumulate(lengths))
+        wanted = [i for w, end in zip(works, ends, strict=True) for i in range(end - w.outputs, end)]
+        at = [range(w.sequence.length, w.sequence.length + n) for w, n in zip(works, lengths, strict=True)]
+        number = [i for i, n in enumerate(lengths) for _ in range(n)]
         return Batch(
-            ids=np.concatenate([w.ids for w in works]),
-            positions=np.concatenate(
-                [np.arange(at, at + n, dtype=np.int32) for at, n in zip(starts, lengths, strict=True)]
-            ),
-            sequence=np.repeat(np.arange(len(works), dtype=np.int32), lengths),
-            outputs=np.fromiter(chain.from_iterable(wanted), np.int32),
+            ids=works[0].ids if len(works) == 1 else np.concatenate([w.ids for w in works]),
+            positions=np.array([i for r in at for i in r], np.int32),
+            sequence=np.array(number, np.int32),
+            outputs=np.array(wanted, np.int32),
             pages=[[page.memory for page in w.sequence.pages] for w in works],
         )
 

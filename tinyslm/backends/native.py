@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class Native:
                 raise UnsupportedError(weights.file.path, problem, where=w.name, got=weights.type_name(w))
         self.lowered = lower(program, types, KERNELS, rows, fuse)
         self.page_bytes = max(self.lowered.page, 64)  # a program without attention has pages too
-        self._cancel = ffi.new("int32_t *")
+        self._cancel, self._batch = ffi.new("int32_t *"), ffi.new("slm_batch *")
         self._arena = Memory(self.lowered.arena)
         self._engine = ffi.NULL
         try:
@@ -138,10 +139,9 @@ class Native:
         if self._engine == ffi.NULL:
             raise BackendError("the backend is closed")
         bad = np.empty(len(batch.ids), np.uint8)
-        first = np.zeros(len(batch.pages) + 1, np.int32)
-        np.cumsum([len(pages) for pages in batch.pages], out=first[1:])
+        first = np.array([0, *accumulate(map(len, batch.pages))], np.int32)
         pages = np.array([page for pages in batch.pages for page in pages], np.uintp)
-        c = ffi.new("slm_batch *")
+        c = self._batch
         c.n_tokens, c.n_outputs, c.n_sequences = len(batch.ids), len(batch.outputs), len(batch.pages)
         c.ids, c.positions, c.sequence = _ints(batch.ids), _ints(batch.positions), _ints(batch.sequence)
         c.outputs, c.first_page = _ints(batch.outputs), _ints(first)
