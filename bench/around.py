@@ -38,20 +38,32 @@ from tinyslm.cli import bench as verb
 PROMPT = "a b c d e f g h i j k l m n o"  # 16 tokens at most, in the made-up vocabularies too
 SLICE = 2 << 20
 OURS = """
-import json, sys, time
+import json, resource, sys, time
 begun = time.time()
 import tinyslm
 model = tinyslm.load(sys.argv[1], threads=int(sys.argv[2]))
 loaded = time.time()
 model.generate(sys.argv[3], max_tokens=1, temperature=0, ignore_eos=True)
-print(json.dumps({"end": time.time(), "load": loaded - begun}), flush=True)
+end, peak = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+print(json.dumps({"end": end, "load": loaded - begun, "peak": peak, "pages": model.page_bytes}), flush=True)
 """
 THEIRS = """
-import json, sys, time
+import json, resource, sys, time
 from llama_cpp import Llama
 model = Llama(sys.argv[1], n_threads=int(sys.argv[2]), n_threads_batch=int(sys.argv[2]), n_ctx=512, verbose=False)
-list(model.create_completion(sys.argv[3], max_tokens=1, temperature=0))
-print(json.dumps({"end": time.time()}), flush=True)
+model.create_completion(sys.argv[3], max_tokens=1, temperature=0)
+end, peak = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+print(json.dumps({"end": end, "peak": peak}), flush=True)
+"""
+# What a process takes that only has the tokenizer.
+BASE = """
+import json, resource, sys, time
+import tinyslm
+from tinyslm import tokenizer
+from tinyslm.gguf import GGUF
+with GGUF.open(sys.argv[1]) as file:
+    tokenizer.load(file.metadata, sys.argv[1])
+print(json.dumps({"end": time.time(), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}), flush=True)
 """
 IMPORT = "import time; t = time.perf_counter(); import tinyslm; print(time.perf_counter() - t)"
 

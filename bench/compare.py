@@ -1,10 +1,11 @@
 """tinyslm and llama.cpp on the same files, in one interleaved run, beside the machine's limits.
 
-    python bench/compare.py --shape llama-3.2-1b --type q4_0,q8_0 --llama ../venv-llama/bin/python --out results/1b
+    python bench/compare.py --shape llama-3.2-1b --type q4_0,q8_0 --llama-python ../venv-llama/bin/python --out 1b
+    python bench/compare.py --goals --llama-python ../venv-llama/bin/python --out goals
 
 Each round measures tinyslm, then llama.cpp in each of its variants, and the limits before and after every one of them.
 Before that, both engines get the same short prompt, and the logits that follow must agree. Written are OUT.md, OUT.json
-and, with matplotlib, OUT.png.
+and, with matplotlib, OUT.png, after each row. Ctrl-C ends the run; of the row at hand the rounds that are done count.
 """
 
 from __future__ import annotations
@@ -23,15 +24,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import goals
 import numpy as np
+from goals import Goal
 
 import tinyslm
 from tinyslm import bench
+from tinyslm.backends.threads import default_threads
 from tinyslm.bench import Case, Probe, Result
 from tinyslm.cli import bench as verb
 
 OURS = "tinyslm"
+INTERRUPTED = 130
 SETTLE = 0.05  # seconds for the threads of whoever ran before to stop spinning
+SLOW = 1.15  # --goals leaves variants of llama.cpp out that take so many times as long as its fastest
 PROMPT = 24  # tokens that both engines must agree on
 TOP = 10
 
@@ -44,6 +50,7 @@ class Llama:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         hello = self.ask(settings)
         self.variants, self.about = list(hello["variants"]), str(hello["about"])
+        self.ended = False  # by Ctrl-C: the answer that was waited for is still to come
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin
@@ -97,24 +104,34 @@ def check(model: bench.Bench, llama: Llama) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(model: bench.Bench, llama: Llama, case: Case, rounds: int) -> dict[str, Result]:
-    """Rounds of all engines in turn; every repetition has a probe on either side."""
-    engines: dict[str, Callable[[], int]] = {OURS: lambda: model.repeat(case)}
-    engines |= {v: partial(llama.repeat, v, case) for v in llama.variants}
+def measure(model: bench.Bench, llama: Llama, case: Case, rounds: int, slow: float = np.inf) -> dict[str, Result]:
+    """Rounds of all engines in turn; every repetition has a probe on either side.
+
+    Variants that took more than `slow` times as long as the fastest, before the first round, take no part. Ctrl-C ends
+    the rounds early; before the first is done, KeyboardInterrupt.
+    """
     model.prepare(case)
-    for variant in llama.variants:
-        llama.repeat(variant, case, warm=True)
+    warm = {variant: llama.repeat(variant, case, warm=True) for variant in llama.variants}
+    kept = [v for v in llama.variants if warm[v] <= slow * min(warm.values())]
+    engines: dict[str, Callable[[], int]] = {OURS: lambda: model.repeat(case)}
+    engines |= {v: partial(llama.repeat, v, case) for v in kept}
     taken: dict[str, list[int]] = {name: [] for name in engines}
     beside: dict[str, list[Probe]] = {name: [] for name in engines}
-    for _ in range(rounds):
-        probes = [model.limits.run()]
-        for name, repeat in engines.items():
-            time.sleep(SETTLE)
-            taken[name].append(repeat())
-            time.sleep(SETTLE)
-            probes.append(model.limits.run())
-        for name, (before, after) in zip(engines, pairwise(probes), strict=True):
-            beside[name].append(bench.mean(before, after))
+    try:
+        for _ in range(rounds):
+            round_taken, probes = list[int](), [model.limits.run()]
+            for repeat in engines.values():
+                time.sleep(SETTLE)
+                round_taken.append(repeat())
+                time.sleep(SETTLE)
+                probes.append(model.limits.run())
+            for name, ns, (before, after) in zip(engines, round_taken, pairwise(probes), strict=True):
+                taken[name].append(ns)
+                beside[name].append(bench.mean(before, after))
+    except KeyboardInterrupt:
+        if not taken[OURS] or len({len(t) for t in taken.values()}) > 1:
+            raise
+        llama.ended = True
     return {name: Result(case, taken[name], beside[name], model.work(case)) for name in engines}
 
 
@@ -185,12 +202,18 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
     return True
 
 
-def write(out: Path, about: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def write(
+    out: Path, about: dict[str, Any], rows: Sequence[dict[str, Any]], start: dict[str, Any] | None = None
+) -> None:
     """All reports; called after each row, so that an interrupted run leaves what it has."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_name(out.name + ".md").write_text(markdown(about, rows), encoding="utf-8")
-    out.with_name(out.name + ".json").write_text(json.dumps({**about, "rows": rows}, indent=1), encoding="utf-8")
-    if not plot(out.with_name(out.name + ".png"), rows):
+    text = markdown(about, rows)
+    if "goals" in about:
+        text += "\n" + goals.table(rows, start)
+    out.with_name(out.name + ".md").write_text(text, encoding="utf-8")
+    everything = {**about, "rows": rows, "start": start}
+    out.with_name(out.name + ".json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
+    if rows and not plot(out.with_name(out.name + ".png"), rows):
         print("no plot: matplotlib is not here (pip install 'tinyslm[bench]')", file=sys.stderr)
 
 
@@ -198,40 +221,79 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verb.add_arguments(parser)
     parser.set_defaults(repetitions=9)
-    parser.add_argument("--llama", metavar="PYTHON", default=sys.executable,
+    parser.add_argument("--llama-python", metavar="PYTHON", default=sys.executable,
                         help="the interpreter that has llama-cpp-python (this one)")  # fmt: skip
     parser.add_argument("--n-batch", type=int, default=2048, help="of llama.cpp (2048, as llama-bench)")
     parser.add_argument("--n-ubatch", type=int, default=512, help="of llama.cpp (512, as llama-bench)")
     parser.add_argument("--out", type=Path, default=Path("compare"), help="name of the reports, without its ending")
+    parser.add_argument("--goals", action="store_true", help="the files and tests of goals.py, held to its goals")
+    parser.add_argument("--only", metavar="WORDS", nargs="+", help="of --goals: rows whose name has these words, as "
+                        "'1b q4_0 tg128' or 'start'")  # fmt: skip
     args = parser.parse_args(argv)
-    if not args.model and not args.shape:
-        parser.error("-m or --shape: one of the two")
+    if not (args.model or args.shape or args.goals):
+        parser.error("-m, --shape or --goals: one of the three")
+    if args.only and not goals.chosen(args.only) and not goals.starts(args.only):
+        parser.error(f"--only {' '.join(args.only)}: no goal has such a name")
     return args
+
+
+def plan(args: argparse.Namespace) -> list[tuple[Callable[[], Path], list[Case | Goal]]]:
+    """What brings each model's file, and its tests."""
+    if not args.goals:
+        cases: list[Case | Goal] = list(bench.cases(args.prompt, args.gen, args.depth, args.batch))
+        return [(find, cases) for find in verb.models(args)]
+    of: dict[tuple[str, str], list[Case | Goal]] = {}
+    for goal in goals.chosen(args.only):
+        of.setdefault((goal.shape, goal.mix), []).append(goal)
+    return [(file(args, *key), tests) for key, tests in of.items()]
+
+
+def file(args: argparse.Namespace, shape: str, mix: str) -> Callable[[], Path]:
+    return verb.models(argparse.Namespace(**{**vars(args), "shape": shape, "type": mix}))[0]
+
+
+def run(args: argparse.Namespace, path: Path, tests: list[Case | Goal], about: dict[str, Any], rows: list[Any]) -> bool:
+    """One model's rows; False where Ctrl-C ended them."""
+    cases = [t.case if isinstance(t, Goal) else t for t in tests]
+    with bench.Bench(path, args.threads) as model:
+        settings = {
+            "model": str(path), "threads": model.model.threads, "n_batch": args.n_batch, "n_ubatch": args.n_ubatch,
+            "context": 256 + max(c.depth + max(c.prompt, c.gen) for c in cases),
+            "sequences": max(c.sequences for c in cases),
+        }  # fmt: skip
+        with Llama(args.llama_python, settings) as llama:
+            about |= {"threads": model.model.threads, "isa": model.model.isa, "llama.cpp": llama.about}
+            about["agreement"][path.name] = check(model, llama)
+            for test, case in zip(tests, cases, strict=True):
+                found = row(path, measure(model, llama, case, args.repetitions, SLOW if args.goals else np.inf))
+                rows.append(goals.judged(test, found, rows) if isinstance(test, Goal) else found)
+                write(args.out, about, rows)
+                print(markdown(about, rows[-1:]).splitlines()[-1], flush=True)
+                if llama.ended:
+                    return False
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    cases = bench.cases(args.prompt, args.gen, args.depth, args.batch)
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {
-        "cpu": verb.cpu(), "system": platform.platform(), "date": time.strftime("%Y-%m-%d"),
-        "tinyslm": tinyslm.__version__, "rounds": args.repetitions, "agreement": {},
+        "cpu": verb.cpu(), "system": platform.platform(), "date": time.strftime("%Y-%m-%d"), "threads": args.threads,
+        "isa": None, "tinyslm": tinyslm.__version__, "rounds": args.repetitions, "agreement": {},
     }  # fmt: skip
-    for find in verb.models(args):
-        path = find()
-        with bench.Bench(path, args.threads) as model:
-            settings = {
-                "model": str(path), "threads": model.model.threads, "n_batch": args.n_batch, "n_ubatch": args.n_ubatch,
-                "context": 256 + max(c.depth + max(c.prompt, c.gen) for c in cases),
-                "sequences": max(c.sequences for c in cases),
-            }  # fmt: skip
-            with Llama(args.llama, settings) as llama:
-                about |= {"threads": model.model.threads, "isa": model.model.isa, "llama.cpp": llama.about}
-                about["agreement"][path.name] = check(model, llama)
-                for case in cases:
-                    rows.append(row(path, measure(model, llama, case, args.repetitions)))
-                    write(args.out, about, rows)
-                    print(markdown(about, rows[-1:]).splitlines()[-1], flush=True)
+    if args.goals:
+        about["goals"] = True
+    try:
+        for find, tests in plan(args):
+            if not run(args, find(), tests, about, rows):
+                return INTERRUPTED
+        if args.goals and goals.starts(args.only):
+            path = file(args, goals.START.shape, goals.START.mix)()
+            start = goals.cold(path, args.threads or default_threads(), args.llama_python, args.repetitions)
+            write(args.out, about, rows, start)
+            print(goals.table([], start).splitlines()[-2], flush=True)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 

@@ -2,7 +2,7 @@
 
 Runs in any environment that has llama-cpp-python; tinyslm need not be there. The first line names the model and the
 settings; then {"prompt", "gen", "depth", "sequences", "variant"} asks for the nanoseconds of one repetition, "warm"
-for an uncounted one before, and {"ids", "variant"} for the logits behind these tokens.
+for a short one before that is not counted, and {"ids", "variant"} for the logits behind these tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import random
+import signal
 import sys
 import time
 from typing import Any
@@ -105,6 +106,7 @@ def load(path: str, repack: bool) -> Any:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches compare.py, which closes our stdin
     llama.llama_log_set(LOG, None)
     llama.llama_backend_init()
     settings = json.loads(sys.stdin.readline())
