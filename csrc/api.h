@@ -107,7 +107,8 @@ int32_t slm_dequantise(int32_t type, int32_t k, const uint8_t *source, float *ta
 /* Bytes of one row of an act slot. */
 int64_t slm_act_row_bytes(int32_t act_block, int32_t k);
 
-/* Memory from the system, zeroed, aligned to 64 bytes at least, on huge pages where that helps. */
+/* Memory from the system, zeroed, aligned to 64 bytes at least; on huge pages where that helps, unless the environment has
+   TINYSLM_HUGE_PAGES=0. */
 void *slm_alloc(int64_t bytes);
 void slm_free(void *memory, int64_t bytes);
 

@@ -334,7 +334,8 @@ void *slm_alloc(int64_t bytes) {
   void *p = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
   if (p == MAP_FAILED) return NULL;
 #if defined(MADV_HUGEPAGE)
-  if (bytes >= 4 << 20) madvise(p, (size_t)bytes, MADV_HUGEPAGE);
+  const char *wanted = getenv("TINYSLM_HUGE_PAGES");
+  if (bytes >= 4 << 20 && !(wanted && !strcmp(wanted, "0"))) madvise(p, (size_t)bytes, MADV_HUGEPAGE);
 #endif
   return p;
 #else

@@ -88,3 +88,26 @@ print(before, during, now(), model.page_bytes * (n // 64))
     before, during, after, pages = map(int, run_python(PEAK + script, path).split())
     assert during - before == pytest.approx(pages, abs=4 << 20)
     assert after == pytest.approx(before, abs=4 << 20)
+
+
+HUGE = """
+from pathlib import Path
+from tinyslm._native import ffi, lib
+at = int(ffi.cast("uintptr_t", lib.slm_alloc(8 << 20)))
+flags, here = "", False
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    word = line.split()[0]
+    if "-" in word and not word.endswith(":"):
+        low, high = (int(part, 16) for part in word.split("-"))
+        here = low <= at < high
+    elif here and word == "VmFlags:":
+        flags = line
+print("hg" in flags.split())
+"""
+
+
+@pytest.mark.parametrize(("variable", "asked"), [({}, "True"), ({"TINYSLM_HUGE_PAGES": "0"}, "False")])
+def test_huge_pages_have_a_switch(variable: dict[str, str], asked: str) -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        pytest.skip("a kernel without huge pages")
+    assert run_python(HUGE, **variable) == asked + "\n"
