@@ -14,9 +14,10 @@ from tinyslm.backends import has_native
 PACKAGE = ROOT / "tinyslm"
 # From the top down: a module imports from its own layer (where that is a package) and from those below, never upwards.
 LAYERS = [
-    ("__main__",), ("cli",), ("__init__",), ("bench", "perplexity"), ("chat", "model"), ("scheduler", "builtin"),
-    ("engine", "hub"), ("tokenizer", "sampler", "kvcache"), ("sampling",), ("backends",), ("models", "program"),
-    ("ops",), ("config",), ("shapes",), ("gguf",), ("gguf_writer",), ("gguf_header",), ("formats",), ("errors",),
+    ("__main__",), ("cli",), ("__init__",), ("bench", "conversation", "perplexity"), ("model",),
+    ("chat", "scheduler", "builtin"), ("engine", "hub"), ("tokenizer", "sampler", "kvcache"), ("sampling",),
+    ("backends",), ("models", "program"), ("ops",), ("config",), ("shapes",), ("gguf",), ("gguf_writer",),
+    ("gguf_header",), ("formats",), ("errors",),
 ]  # fmt: skip
 HEIGHT = {name: -i for i, names in enumerate(LAYERS) for name in names}
 ONE = {"hub_download": "hub"}  # parts in two files
@@ -78,7 +79,7 @@ def test_only_the_command_line_prints(path: Path) -> None:
         assert not (named and node.attr in ("stdout", "stderr")), f"{path.name}:{node.lineno}"
 
 
-HEAVY = ("numpy", "numba", "sentencepiece", "tokenizers", "google.protobuf", "cffi", "tinyslm._native")
+HEAVY = ("numpy", "numba", "sentencepiece", "tokenizers", "google.protobuf", "cffi", "tinyslm._native", "jinja2")
 
 
 def test_importing_the_package_is_light() -> None:

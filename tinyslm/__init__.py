@@ -9,6 +9,7 @@ from __future__ import annotations
 from .errors import (
     BackendError,
     CancelledError,
+    ChatTemplateError,
     ClosedError,
     FileError,
     HubError,
@@ -21,12 +22,13 @@ from .errors import (
 
 __version__ = "0.1.0"
 __all__ = [
-    "BackendError", "CancelledError", "ClosedError", "FileError", "HubError", "Model", "NonFiniteError", "OptionError",
-    "Piece", "PromptTooLongError", "Stream", "TinySLMError", "UnsupportedError", "load",
+    "BackendError", "CancelledError", "ChatTemplateError", "ClosedError", "Conversation", "FileError", "HubError",
+    "Model", "NonFiniteError", "OptionError", "Piece", "PromptTooLongError", "Stream", "TinySLMError", "UnsupportedError", "load",
 ]  # fmt: skip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .conversation import Conversation
     from .model import Model, Stream, load
     from .scheduler import Piece
 
@@ -37,6 +39,10 @@ def __getattr__(name: str) -> object:
         from . import model
 
         return getattr(model, name)
+    if name == "Conversation":
+        from .conversation import Conversation
+
+        return Conversation
     if name == "Piece":
         from .scheduler import Piece
 

@@ -71,6 +71,22 @@ class PromptTooLongError(TinySLMError):
         return type(self), (self.tokens, self.context)
 
 
+class ChatTemplateError(TinySLMError):
+    """A chat template is wrong, refuses the messages, or takes more time or memory than a template may.
+
+    `path` is the model's file, `line` the template's line, from 1, or None, and `excerpt` what stands there.
+    """
+
+    def __init__(self, path: str | Path, problem: str, line: int | None, excerpt: str) -> None:
+        self.path, self.problem, self.line, self.excerpt = str(path), problem, line, excerpt
+        where = f", line {line}" if line else ""
+        shown = f": {excerpt if len(excerpt) <= 120 else excerpt[:119] + '…'}" if excerpt else ""
+        super().__init__(" ".join(f"{path}: the chat template{where}: {problem}{shown}".split()))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.problem, self.line, self.excerpt)
+
+
 class OptionError(TinySLMError, ValueError):
     """An argument or environment variable has a value that cannot be used."""
 

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,16 +18,18 @@ import numpy as np
 from . import backends, builtin, hub, models, tokenizer
 from .backends.base import Weights
 from .backends.threads import default_threads
+from .chat.template import ChatTemplate
 from .config import Keys
 from .engine import Engine
 from .errors import FileError, OptionError, PromptTooLongError
 from .gguf import GGUF
 from .sampler import Sampler
 from .sampling import Sampling
-from .scheduler import GenerateRequest, LogitsRequest, Piece, Scheduler
+from .scheduler import GenerateRequest, Kept, LogitsRequest, Piece, Scheduler
 from .tokenizer import Tokenizer
 
 _LIVE: weakref.WeakSet[Model] = weakref.WeakSet()
+UNLIMITED = 1 << 24  # tokens; no context is longer
 
 
 def load(
@@ -72,6 +74,11 @@ class Stream:
 
     def __next__(self) -> Piece:
         return next(self._pieces)
+
+    @property
+    def reused(self) -> int:
+        """Ids of the prompt that the KV cache held already; known with the first piece."""
+        return self._request.reused
 
     @property
     def drawn(self) -> int:
@@ -120,6 +127,7 @@ class Model:
                     if self.tokenizer.vocab_size != program.vocab:
                         raise FileError(self.path, "the vocabulary has not as many tokens as the embedding has rows",
                                         expected=program.vocab, got=self.tokenizer.vocab_size)  # fmt: skip
+                    self.template = ChatTemplate(file.metadata, self.tokenizer, self.path)
                 except BaseException:
                     made.close()
                     raise
@@ -158,21 +166,26 @@ class Model:
         if not isinstance(prompt, Iterable):
             raise OptionError(f"a prompt is a str, or prompts a list of them, not {type(prompt).__name__}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        requests = [self._request(text, i, False, **options) for i, text in enumerate(prompts)]
+        requests = [self._request(self._encoded(text), i, False, options) for i, text in enumerate(prompts)]
+        texts = self._texts(requests)
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def _texts(self, requests: list[GenerateRequest]) -> list[str]:
         try:
             self._scheduler.submit(*requests)
-            texts = ["".join(piece.text for piece in r.results()) for r in requests]
+            return ["".join(piece.text for piece in r.results()) for r in requests]
         except BaseException:
             self._scheduler.cancel(*requests)
             raise
-        return texts[0] if isinstance(prompt, str) else texts
 
     def stream(self, prompt: str, **options: Any) -> Stream:
         """The pieces of the text as they come: piece.text, piece.token, piece.logprob. Options as for generate.
 
         Closing the stream, or leaving its loop, cancels the request.
         """
-        request = self._request(prompt, 0, True, **options)
+        return self._stream(self._request(self._encoded(prompt), 0, True, options))
+
+    def _stream(self, request: GenerateRequest) -> Stream:
         return Stream(request, self._pieces(request), lambda: self._scheduler.cancel(request))
 
     def _pieces(self, request: GenerateRequest) -> Generator[Piece, None, None]:
@@ -185,27 +198,72 @@ class Model:
             if not done:
                 self._scheduler.cancel(request)
 
-    def _request(
-        self, prompt: str, number: int, logprob: bool, *, max_tokens: int = 64, seed: int | None = None,
-        stop: str | Sequence[str] = (), ignore_eos: bool = False, **sampling: Any,
+    # ---- chat ----
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None, **options: Any,
+    ) -> str:  # fmt: skip
+        """The assistant's next message, laid out and ended as the file's chat template has it.
+
+        messages: as OpenAI's API has them, {"role": "user", "content": "..."}; content may be a list of
+        {"type": "text", "text": "..."}. What stands in them stays text, also where it spells a control token. tools:
+        passed to the template. variables: what else it knows, {"enable_thinking": False} say. Options as for generate,
+        but max_tokens, which is what the context has room for.
+
+        Raises ChatTemplateError, and what generate raises.
+        """
+        return self._texts([self._chat_request(messages, tools, variables, False, options)])[0]
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None, **options: Any,
+    ) -> Stream:  # fmt: skip
+        """The pieces of the assistant's next message as they come. Arguments as for chat; see stream."""
+        return self._stream(self._chat_request(messages, tools, variables, True, options))
+
+    def _chat_request(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any] | None, logprob: bool, options: dict[str, Any],
     ) -> GenerateRequest:  # fmt: skip
-        """A request from the options of generate; its prompt is encoded with what the file asks for around it."""
+        parts = self.template.render(messages, tools, variables).parts(self.tokenizer)
+        ids = [i for part in parts for i in ([part] if isinstance(part, int) else self.tokenizer.encode_part(part))]
+        return self.answer_request(ids, logprob, options)
+
+    def answer_request(
+        self, ids: list[int], logprob: bool, options: Mapping[str, Any], kept: Kept | None = None
+    ) -> GenerateRequest:
+        """A request for what follows the ids of a template's prompt, on a kept sequence if there is one.
+
+        The answer's first space is its own unless it stands right after a token, where encoding would put one.
+        """
+        stops = _stops(options.get("stop", ())) + self.template.stop
+        continues = not ids or not self.tokenizer.is_special(ids[-1])
+        return self._request(ids, 0, logprob, {"max_tokens": UNLIMITED, **options, "stop": stops}, continues, kept)
+
+    def _encoded(self, prompt: str) -> list[int]:
         if not isinstance(prompt, str):
             raise OptionError(f"a prompt is a str, not {type(prompt).__name__}")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
-        if not all(isinstance(s, str) and s for s in stops):
-            raise OptionError(f"stop={stop!r}: must be texts that are not empty")
-        ends = self.tokenizer.eog
+        return self.tokenizer.encode(prompt)
+
+    def _request(
+        self, prompt: list[int], number: int, logprob: bool, options: Mapping[str, Any], continues: bool = True,
+        kept: Kept | None = None,
+    ) -> GenerateRequest:  # fmt: skip
+        """A request from the options of generate for what follows the ids of a prompt."""
+        ids, ends, sampling = self._checked(prompt), self.tokenizer.eog, dict(options)
+        stops, seed = _stops(sampling.pop("stop", ())), sampling.pop("seed", None)
+        max_tokens = _integer("max_tokens", sampling.pop("max_tokens", 64), 1, UNLIMITED)
+        ignore_eos = sampling.pop("ignore_eos", False)
         try:
             if ignore_eos:
                 sampling["logit_bias"] = {**(sampling.get("logit_bias") or {}), **dict.fromkeys(ends, -np.inf)}
             params = Sampling(seed=None if seed is None else seed + number, **sampling)
         except TypeError as error:
             raise OptionError(str(error).replace("Sampling.__init__()", "generate")) from None
-        ids = self._checked(self.tokenizer.encode(prompt))
         return GenerateRequest(
-            ids, Sampler(params, self.vocab_size), self.tokenizer.stream(continues=True), ends, stops,
-            _integer("max_tokens", max_tokens, 1, 1 << 24), self.context, logprob,
+            ids, Sampler(params, self.vocab_size), self.tokenizer.stream(continues=continues), ends, stops, max_tokens,
+            self.context, logprob, kept,
         )  # fmt: skip
 
     # ---- numbers ----
@@ -268,6 +326,13 @@ def _tensors(file: GGUF) -> models.Tensors:
         return tensor.format.dequantise(file.read(tensor)).ravel()
 
     return models.Tensors(file.path, file.tensors, floats)
+
+
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    if not all(isinstance(s, str) and s for s in stops):
+        raise OptionError(f"stop={stop!r}: must be texts that are not empty")
+    return stops
 
 
 def _integer(name: str, value: object, low: int, high: int) -> int:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
+from types import NoneType
 
 import numpy as np
 
@@ -29,11 +30,25 @@ class Piece:
     logprob: float | None = None
 
 
-class Request:
-    """Something that wants tokens stepped. `ids` are those left; the scheduler's thread owns all but `cancelled`."""
+class Kept:
+    """A sequence that outlives its requests, so that the next one steps only what is new; `ids` are what it holds.
 
-    def __init__(self, ids: list[int]) -> None:
-        self.sequence, self.cancelled = Sequence(), False
+    One request at a time may run on it.
+    """
+
+    def __init__(self) -> None:
+        self.sequence, self.ids = Sequence(), list[int]()
+
+
+class Request:
+    """Something that wants tokens stepped. `ids` are those left; the scheduler's thread owns all but `cancelled`.
+
+    reused: of its ids, how many a kept sequence held already.
+    """
+
+    def __init__(self, ids: list[int], kept: Kept | None = None) -> None:
+        self.sequence, self.cancelled = kept.sequence if kept else Sequence(), False
+        self.kept, self.reused = kept, 0
         self.ids = np.array(ids, np.int32)
         self.events: SimpleQueue[Piece | BaseException | None] = SimpleQueue()
 
@@ -78,9 +93,9 @@ class GenerateRequest(Request):
 
     def __init__(
         self, ids: list[int], sampler: Sampler, decoder: Decoder, ends: frozenset[int], stop: tuple[str, ...],
-        max_tokens: int, context: int, logprob: bool,
+        max_tokens: int, context: int, logprob: bool, kept: Kept | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(ids)
+        super().__init__(ids, kept)
         self.sampler, self.decoder, self.ends, self.stop = sampler, decoder, ends, stop
         self.history, self.drawn, self.held, self.logprob = list(ids), 0, "", logprob
         self.finish = ""  # why it ended: "end", "stop", "length" or "context"
@@ -137,6 +152,8 @@ class Scheduler:
         self._closed = False
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
+        self._kept: set[Kept] = set()
+        self._discarded: list[Kept] = []
         self.forget()
 
     def forget(self) -> None:
@@ -172,6 +189,28 @@ class Scheduler:
             if any(r in self._running for r in requests):
                 self.engine.cancel()
 
+    def keep(self) -> Kept:
+        """An empty sequence that lives until it is discarded, or all is closed. Raises ClosedError."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the model is closed")
+            kept = Kept()
+            self._kept.add(kept)
+            return kept
+
+    def discard(self, kept: Kept) -> None:
+        """Give back what a kept sequence holds; a request on it has ended, or was cancelled."""
+        with self._lock:
+            if kept in self._kept:
+                self._kept.remove(kept)
+                self._discarded.append(kept)
+            if self._thread is None:
+                self._free_discarded()
+
+    def _free_discarded(self) -> None:
+        while self._discarded:
+            self.engine.cache.free(self._discarded.pop().sequence)
+
     def close(self) -> None:
         """Cancel all, wait for the step to end, free the memory. Idempotent."""
         with self._lock:
@@ -182,6 +221,8 @@ class Scheduler:
         self.cancel(*everything)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        for kept in (*self._kept, *self._discarded):
+            self.engine.cache.free(kept.sequence)
         self.engine.close()
 
     # ---- the thread ----
@@ -206,17 +247,32 @@ class Scheduler:
     def _admit(self) -> None:
         for request in [r for r in self._running if r.cancelled]:
             self._retire(request, CancelledError("the request was cancelled"))
+        self._free_discarded()
         while self._waiting and len(self._running) < min(MOST_RUNNING, self.rows):
             request = self._waiting.popleft()
             if request.cancelled:
                 request.events.put(CancelledError("the request was cancelled"))
             else:
+                self._resume(request)
                 self._running.append(request)
+
+    def _resume(self, request: Request) -> None:
+        """Cut a kept sequence to what the request begins with, less the last id, whose logits are wanted."""
+        if request.kept is None:
+            return
+        held = np.array(request.kept.ids[: request.sequence.length], np.int32)
+        most = min(len(held), len(request.ids) - 1)
+        differ = np.flatnonzero(held[:most] != request.ids[:most])
+        request.reused = int(differ[0]) if len(differ) else most
+        self.engine.cache.truncate(request.sequence, request.reused)
+        request.kept.ids = request.kept.ids[: request.reused]
+        request.ids = request.ids[request.reused :]
 
     def _retire(self, request: Request, error: BaseException | None = None) -> None:
         with self._lock:
             self._running.remove(request)
-        self.engine.cache.free(request.sequence)
+        if request.kept is None or not isinstance(error, (CancelledError, NoneType)):
+            self.engine.cache.free(request.sequence)
         request.events.put(error)
 
     def _plan(self) -> list[tuple[Request, Work]]:
@@ -246,6 +302,8 @@ class Scheduler:
         at = 0
         for (request, work), good in zip(plan, finite, strict=True):
             request.ids = request.ids[len(work.ids) :]
+            if request.kept is not None:
+                request.kept.ids += work.ids.tolist()
             mine = logits[at : at + work.outputs]
             at += work.outputs
             self._advance(request, mine, good)

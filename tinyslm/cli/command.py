@@ -12,16 +12,17 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import TinySLMError
-from . import bench, models, perplexity, pull, run, show, tokenize
+from . import bench, chat, models, perplexity, pull, run, show, tokenize
 from .terminal import say
 
-VERBS = {"run": run, "pull": pull, "models": models, "show": show, "tokenize": tokenize, "bench": bench,
+VERBS = {"run": run, "chat": chat, "pull": pull, "models": models, "show": show, "tokenize": tokenize, "bench": bench,
          "perplexity": perplexity}  # fmt: skip
 EXAMPLES = """\
 examples:
   tinyslm run "Once upon a time"                   with the built-in model
   tinyslm run -m model.gguf "Once upon a time"
   tinyslm run -m hf:HuggingFaceTB/SmolLM2-360M-Instruct-GGUF "Once upon a time"
+  tinyslm chat -m model.gguf
   tinyslm pull bartowski/Llama-3.2-1B-Instruct-GGUF
   tinyslm models
   tinyslm show model.gguf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable
 NEWLINE = b"\n"
 last_words = NEWLINE  # to a terminal on the way out, so that the shell's prompt gets a line of its own
 farewell: Callable[[], None] | None = None  # what else is to be done on the way out
+_waiter: threading.Thread | None = None
 
 
 def exit_on_interrupt() -> None:
@@ -20,12 +22,28 @@ def exit_on_interrupt() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN or not hasattr(signal, "pthread_sigmask"):
         return
+    global _waiter
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    threading.Thread(target=_wait_for_interrupt, daemon=True).start()
+    _waiter = threading.Thread(target=_wait_for_interrupt, daemon=True)
+    _waiter.start()
+
+
+def hand_over() -> None:
+    """From here on Ctrl-C is for a handler of Python's, in the main thread."""
+    global _waiter
+    waiter, _waiter = _waiter, None
+    if waiter is None or waiter.ident is None:
+        return
+    with contextlib.suppress(ProcessLookupError):  # a Ctrl-C came just now
+        signal.pthread_kill(waiter.ident, signal.SIGINT)
+    waiter.join()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _wait_for_interrupt() -> None:
     signal.sigwait({signal.SIGINT})
+    if _waiter is None:
+        return
     try:
         if farewell:
             farewell()

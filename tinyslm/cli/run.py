@@ -30,7 +30,7 @@ exit codes: 0 done (also where the reader of a pipe went away), 1 error, 2 wrong
 UNLIMITED = 1 << 24  # no context is longer
 
 
-def _integer(low: int, *also: int) -> Any:
+def integer(low: int, *also: int) -> Any:
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -47,10 +47,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     source.add_argument(parser)
     prompt.add_arguments(parser)
-    add("-n", "--n-predict", "--predict", "--max-tokens", metavar="N", type=_integer(1, -1), default=-1, dest="tokens",
+    add("-n", "--n-predict", "--predict", "--max-tokens", metavar="N", type=integer(1, -1), default=-1, dest="tokens",
         help="most tokens to write (-1: until the model ends the text, or the context is full)")  # fmt: skip
-    add("-t", "--threads", metavar="N", type=_integer(1), help="threads (the physical cores that this process may use)")
-    add("-c", "--ctx-size", "--context", metavar="N", type=_integer(0), dest="context",
+    add("-t", "--threads", metavar="N", type=integer(1), help="threads (the physical cores that this process may use)")
+    add("-c", "--ctx-size", "--context", metavar="N", type=integer(0), dest="context",
         help="tokens that prompt and text may have together (0: as many as the model was made for)")  # fmt: skip
     add("--stop", metavar="TEXT", action="append", help="end before this text; can be given more than once")
     add("--ignore-eos", action="store_true", help="go on where the model would end the text")
@@ -59,14 +59,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--stats", action="store_true",
         help="times, speed and peak memory on stderr; GB/s are the bytes of weights that a token needs, as the file "
         "holds them, times tokens a second")  # fmt: skip
-    _add_sampling(parser.add_argument_group("sampling"))
+    add_sampling(parser.add_argument_group("sampling"))
 
 
-def _add_sampling(group: Any) -> None:
+def add_sampling(group: Any) -> None:
     def add(*names: str, kind: type = float, help: str) -> None:
         group.add_argument(*names, metavar="N" if kind is int else "X", type=kind, help=help)
 
-    seed = _integer(0, -1)
+    seed = integer(0, -1)
     group.add_argument("-s", "--seed", metavar="N", type=seed, help="same seed, same text (-1: a random one)")
     add("--temp", "--temperature", help="0 takes the most likely token; higher is more varied (0.8)")
     add("--top-k", kind=int, help="draw among the K most likely tokens; 0: all (40)")
@@ -85,14 +85,21 @@ SAMPLING = {
 }  # fmt: skip
 
 
-def run(args: Namespace) -> int:
-    text = prompt.read(args, args.parser)
-    sampling = {name: value for flag, name in SAMPLING.items() if (value := getattr(args, flag)) is not None}
-    sampling["seed"] = None if args.seed == -1 else args.seed
-    from ..model import load
+def sampling_of(args: Namespace) -> dict[str, Any]:
+    """The sampling options that were given. Raises OptionError: what is out of range, before a big file is loaded."""
     from ..sampling import Sampling
 
-    Sampling(**sampling)  # what is out of range is said before a big file is loaded
+    given = {name: value for flag, name in SAMPLING.items() if (value := getattr(args, flag)) is not None}
+    given["seed"] = None if args.seed == -1 else args.seed
+    Sampling(**given)
+    return given
+
+
+def run(args: Namespace) -> int:
+    text = prompt.read(args, args.parser)
+    sampling = sampling_of(args)
+    from ..model import load
+
     output, path = Output(), source.find(args.model)
     run = Run()
     with Status("loading") as status:

@@ -44,18 +44,18 @@ class Output:
         if sys.stdout is None:
             raise OSError("stdout is closed")
         self._terminal = sys.stdout.isatty()
-        self._line_open = False
+        self.at_line_start = True
 
     def write(self, text: str) -> None:
         if not text:
             return
         sys.stdout.write(text.translate(_CONTROLS) if self._terminal else text)
         sys.stdout.flush()
-        self._line_open = not text.endswith("\n")
+        self.at_line_start = text.endswith("\n")
 
     def end(self) -> None:
         """The cursor of a terminal back to the start of a line."""
-        if self._terminal and self._line_open:
+        if self._terminal and not self.at_line_start:
             self.write("\n")
 
 

@@ -20,6 +20,8 @@ __all__ = ["Decoder", "Tokenizer", "load"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHITE = " \t\n\v\f\r"
+# How control tokens are spelled that some files call user-defined: DeepSeek-R1's <｜User｜>, early Gemma files' turns.
+_MARKER = re.compile(r"<[|｜].+[|｜]>|<(?:start|end)_of_turn>|\[/?INST\]", re.DOTALL)
 
 
 def load(metadata: Mapping[str, object], path: str | Path) -> Tokenizer:
@@ -46,9 +48,8 @@ class Tokenizer:
         self.eot, self.eom, self.eog = vocab.eot, vocab.eom, vocab.eog
         self.add_bos, self.add_eos = vocab.add_bos, vocab.add_eos
         self._pieces: list[bytes | None] = [None] * self.vocab_size
-        special = (UNKNOWN, CONTROL, USER_DEFINED)
         self._user_defined = _Finder(vocab, (USER_DEFINED,))
-        self._special = _Finder(vocab, special)
+        self._special = _Finder(vocab, (UNKNOWN, CONTROL, USER_DEFINED))
 
     def encode(self, text: str, bos: bool | None = None, special: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -67,16 +68,36 @@ class Tokenizer:
         vocab = self._vocab
         ids = [self.bos] if self.bos is not None and (vocab.add_bos if bos is None else bos) else []
         for part in (self._special if special else self._user_defined).split(_SURROGATE.sub("\ufffd", text)):
-            if isinstance(part, int):
-                ids.append(part)
-                continue
-            if vocab.squeeze_spaces:
-                part = re.sub(" +", " ", part).strip(" ")
-            # a part stands at the start or after a token: the places where a SentencePiece text gets its space
-            ids += self._encode_text(" " + part if vocab.add_space_prefix else part)
+            ids += [part] if isinstance(part, int) else self.encode_part(part)
         if vocab.add_eos and bos is not False and self.eos is not None:
             ids.append(self.eos)
         return ids
+
+    def parts(self, text: str, own: bytes) -> list[int | str]:
+        """A text cut into the ids of control and user-defined tokens, and what lies between.
+
+        own: a byte for each character, 0 where it is someone's text that must not become a control token. A token is
+        one only where none of its characters is 0; a user-defined one that is no marker of turns is one anywhere.
+        """
+        return list(self._special.split(_SURROGATE.sub("\ufffd", text), own))
+
+    def encode_part(self, part: str) -> list[int]:
+        """Ids of a text that stands at the start or after a token, as text alone.
+
+        Those are the places where a SentencePiece text gets its space.
+        """
+        if self._vocab.squeeze_spaces:
+            part = re.sub(" +", " ", part).strip(" ")
+        return self._encode_text(" " + part if self._vocab.add_space_prefix else part)
+
+    def token(self, text: str) -> int | None:
+        """The id of the control or user-defined token that is spelled so."""
+        return self._special.ids.get(text)
+
+    def is_special(self, token: int) -> bool:
+        """Whether this is a token that no text is merged to: a control or user-defined one."""
+        self._check(token)
+        return self._vocab.types[token] in (UNKNOWN, CONTROL, USER_DEFINED)
 
     def decode(self, ids: Iterable[int], special: bool = False, continues: bool = False) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD.
@@ -154,41 +175,49 @@ class Decoder:
 class _Finder:
     """Cuts a text into tokens of given types and what lies between: leftmost first, then longest.
 
+    ids: the tokens by their texts.
+
     Where a token may start is found by its first character (one regular expression, a set), then whole tokens are
     looked up by each length that the first two characters have: thousands of tokens cost little more than a few.
     """
 
     def __init__(self, vocab: Vocabulary, types: tuple[int, ...]) -> None:
-        self._ids = {text: i for i, text in enumerate(vocab.tokens) if vocab.types[i] in types and text}
+        self.ids = {text: i for i, text in enumerate(vocab.tokens) if vocab.types[i] in types and text}
         self._rstrip = vocab.rstrip
+        self._anywhere = {
+            text for text, i in self.ids.items() if vocab.types[i] == USER_DEFINED and not _MARKER.fullmatch(text)
+        }
         lengths: dict[str, set[int]] = {}
-        for text in self._ids:
+        for text in self.ids:
             lengths.setdefault(text[:2], set()).add(len(text))
         self._lengths = {
-            prefix: sorted(of | {1} if prefix[0] in self._ids else of, reverse=True) for prefix, of in lengths.items()
+            prefix: sorted(of | {1} if prefix[0] in self.ids else of, reverse=True) for prefix, of in lengths.items()
         }
         first = "".join(map(re.escape, sorted({prefix[0] for prefix in lengths})))
         self._first = re.compile(f"[{first}]") if first else None
 
-    def split(self, text: str) -> Iterator[str | int]:
+    def split(self, text: str, own: bytes | None = None) -> Iterator[str | int]:
         start = at = 0
         while self._first and (hit := self._first.search(text, at)):
             at = hit.start()
-            token = self._longest(text, at)
+            token = self._longest(text, at, own)
             if token is None:
                 at += 1
                 continue
             if at > start:
                 yield text[start:at]
-            yield self._ids[token]
+            yield self.ids[token]
             start = at + len(token)
-            if self._ids[token] in self._rstrip:
+            if self.ids[token] in self._rstrip:
                 while start < len(text) and text[start] in _WHITE:
                     start += 1
             at = start
         if start < len(text):
             yield text[start:]
 
-    def _longest(self, text: str, at: int) -> str | None:
+    def _longest(self, text: str, at: int, own: bytes | None) -> str | None:
         lengths = self._lengths.get(text[at : at + 2]) or self._lengths.get(text[at]) or []
-        return next((part for n in lengths if (part := text[at : at + n]) in self._ids), None)
+        found = (part for n in lengths if (part := text[at : at + n]) in self.ids)
+        if own is None:
+            return next(found, None)
+        return next((part for part in found if part in self._anywhere or 0 not in own[at : at + len(part)]), None)
