@@ -23,7 +23,8 @@ from .errors import (
 __version__ = "0.1.0"
 __all__ = [
     "BackendError", "CancelledError", "ChatTemplateError", "ClosedError", "Conversation", "FileError", "HubError",
-    "Model", "NonFiniteError", "OptionError", "Piece", "PromptTooLongError", "Stream", "TinySLMError", "UnsupportedError", "load",
+    "Model", "NonFiniteError", "OptionError", "Piece", "PromptTooLongError", "Stream", "TinySLMError",
+    "UnsupportedError", "load",
 ]  # fmt: skip
 
 TYPE_CHECKING = False
