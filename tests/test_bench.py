@@ -433,6 +433,7 @@ def test_ctrl_c_leaves_no_part_of_a_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def compare(monkeypatch: pytest.MonkeyPatch) -> Any:
+    pytest.importorskip("tinyslm._native", reason="the C core was not built")  # around.py uses it
     monkeypatch.syspath_prepend(ROOT / "bench")
     return importlib.import_module("compare")
 
@@ -460,3 +461,55 @@ def test_a_row_of_the_comparison(compare: Any) -> None:
     table = compare.markdown(about, [row]).splitlines()
     assert table[-1] == "| a.gguf | tg8 | 4.0 | 2.0 | 2.00 | 40% | 20% | 10.0 GB/s | fast |"
     assert len({line.count("|") for line in table[2:]}) == 1
+
+
+def test_goals_are_picked_by_words(compare: Any) -> None:
+    names = [g.name for g in compare.goals.chosen(None)]
+    assert len(names) == len(set(names)) == len(compare.goals.GOALS)
+    picked = [g.name for g in compare.goals.chosen(["1b q4_0 tg128", "135m q8_0 pp512"])]
+    assert picked == [
+        "llama-3.2-1b q4_0 tg128", "llama-3.2-1b q4_0 tg128 x4", "llama-3.2-1b q4_0 tg128 @ d4096",
+        "smollm2-135m q8_0 pp512",
+    ]  # fmt: skip
+    assert compare.goals.chosen(["start"]) == []
+    assert [compare.goals.starts(only) for only in (None, ["start"], ["1b"])] == [True, True, False]
+
+
+def test_a_goal_is_met_where_all_of_it_is(compare: Any) -> None:
+    def judged(goal: Any, share: float, ratio: float, ours: float = 90) -> dict[str, Any]:
+        one = {"model": "a", "test": "tg128", "ours": 30.0}
+        row = {"model": "a", "test": goal.case.name, "share": share, "ratio": ratio, "ours": ours}
+        found: dict[str, Any] = compare.goals.judged(goal, row, [one])
+        assert compare.goals.table([found], None).splitlines()[-1].endswith("| yes |" if found["met"] else "| no |")
+        return found
+
+    goal = compare.goals.Goal("a", "q4_0", bench.Case(512, 0), 0.6, 2.0)
+    assert [judged(goal, s, r)["met"] for s, r in [(0.6, 2), (0.59, 9), (0.9, 1.9)]] == [True, False, False]
+    four = compare.goals.Goal("a", "q4_0", bench.Case(0, 128, 0, 4), others=3.0)
+    assert [judged(four, 0, 0, ours)["met"] for ours in (90, 89)] == [True, False]
+    assert judged(four, 0, 0)["times_one"] == 3
+
+
+class Rival:
+    """In place of llama.cpp: what each variant takes, and Ctrl-C in place of the answer after the last."""
+
+    def __init__(self, taken: dict[str, int], answers: int) -> None:
+        self.variants, self.taken, self.left, self.ended = list(taken), taken, answers, False
+
+    def repeat(self, variant: str, case: bench.Case, warm: bool = False) -> int:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.taken[variant]
+
+
+@needs_native
+def test_ctrl_c_keeps_the_rounds_that_are_done(compare: Any, tmp_path: Path) -> None:
+    with bench.Bench(tiny_file(tmp_path), 1, limits=SMALL) as b:
+        rival = Rival({"fast": 100, "near": 110, "slow": 120}, 3 + 2 * 2 + 1)
+        found = compare.measure(b, rival, bench.Case(4, 0), 9, slow=1.15)
+        assert rival.ended
+        assert {name: len(r.nanoseconds) for name, r in found.items()} == {"tinyslm": 2, "fast": 2, "near": 2}
+        assert all(len(r.probes) == 2 for r in found.values())
+        with pytest.raises(KeyboardInterrupt):
+            compare.measure(b, Rival({"fast": 100}, 1), bench.Case(4, 0), 9)
