@@ -131,7 +131,7 @@ static int panels(const dump *d, int64_t at, int32_t type, int64_t n, int32_t k)
   return slm_panel_bytes(type, k) && range(at, (n + 15) / 16 * slm_panel_bytes(type, k), d->arena_bytes);
 }
 static int slot(const slm_program *p, const slm_op *op) {
-  const int known = op->act_block == 0 || op->act_block == 32 || op->act_block == 256;
+  const int known = op->act_block == 0 || (op->act_block >= 16 && op->act_block <= 256 && !(op->act_block & (op->act_block - 1)));
   if (!known || op->k < 1 || (op->act_block && op->k % op->act_block)) return 0;
   const int64_t row = slm_act_row_bytes(op->act_block, op->k);
   return range(op->act_narrow, row * SLM_NARROW, p->scratch) && range(op->act_wide, row * ((p->rows + 15) / 16 * 16), p->workspace);
