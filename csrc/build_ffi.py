@@ -9,7 +9,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["cpu.c", "dispatch.c", "pack.c", "pool.c", "probe.c", "program.c", "sample.c", "turn.c"]
+SOURCES = ["cpu.c", "dispatch.c", "pack.c", "pool.c", "probe.c", "program.c", "quantise.c", "sample.c", "turn.c"]
 FLAGS = ["-std=gnu11", "-O2", "-fno-fast-math", "-ffp-contract=off", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 
 # What Python and C both read is written for C here: the codebooks of the IQ formats.
@@ -23,7 +23,8 @@ ffi.cdef((HERE / "api.h").read_text(encoding="utf-8"))
 ffi.set_source(
     "tinyslm._native",
     '#include <stddef.h>\n#include <stdint.h>\n#include "api.h"\n',
-    sources=[f"csrc/{name}" for name in SOURCES] + sorted(f"csrc/isa/{f.name}" for f in (HERE / "isa").glob("*.c")),
+    sources=[f"csrc/{name}" for name in SOURCES] 
+    + sorted(f"csrc/{f.parent.name}/{f.name}" for folder in ("isa", "quantise") for f in (HERE / folder).glob("*.c")),
     include_dirs=["csrc"],
     depends=[
         f"csrc/{f.relative_to(HERE).as_posix()}" for f in sorted(HERE.rglob("*.[hi]*")) if f.suffix in (".h", ".inc")

@@ -17,6 +17,7 @@ from tinyslm.errors import FileError, OptionError
 from tinyslm.formats import TYPES
 from tinyslm.gguf_header import DEFAULT_ALIGNMENT, DTYPES, MAGIC, MAX_ALIGNMENT, SCALARS, ValueType
 
+_TEMPORARY = ".tinyslm-{pid}-"
 _KINDS = {dtype: ValueType(kind) for kind, dtype in DTYPES.items()}
 
 
@@ -60,7 +61,7 @@ def write(
     header = _header(metadata, kinds, listed, alignment)
     if not path.name:
         raise OptionError(f"{str(path)!r} is no name for a file")
-    temporary = path.with_name(f".tinyslm-{os.urandom(8).hex()}.tmp")
+    temporary = path.with_name(f"{_TEMPORARY.format(pid=os.getpid())}{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(header)
@@ -77,6 +78,11 @@ def write(
         if isinstance(error, OSError):
             raise FileError(path, f"cannot be written: {error.strerror}") from error
         raise
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """The files that this process is writing there, under the names that they have until they are whole."""
+    return list(folder.glob(_TEMPORARY.format(pid=os.getpid()) + "*.tmp"))
 
 
 def _header(

@@ -116,7 +116,7 @@ class Model:
         self.threads = default_threads() if threads is None else _integer("threads", threads, 1, 1024)
         _integer("chunk", chunk, 1, 1 << 16)
         with GGUF.open(self.path) as file:
-            program = models.build(Keys(self.path, file.metadata), _tensors(file))
+            program = models.build(Keys(self.path, file.metadata), file_tensors(file))
             self.file_bytes, self.vocab_size = file.size, program.vocab
             self.context = self._context(context, program.context)
             with ThreadPoolExecutor(1) as other:  # the tokenizer is built while C packs the weights
@@ -320,7 +320,7 @@ def _unpickle(path: str, options: dict[str, Any]) -> Model:
     return Model(path, **options)
 
 
-def _tensors(file: GGUF) -> models.Tensors:
+def file_tensors(file: GGUF) -> models.Tensors:
     def floats(name: str) -> np.ndarray:
         tensor = file.tensors[name]
         return tensor.format.dequantise(file.read(tensor)).ravel()

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from . import mixes
 from .errors import FileError, OptionError
 from .formats import BY_NAME, TYPE_IDS, TYPES
 from .gguf import TensorData, write
@@ -54,13 +55,10 @@ SHAPES = {
     "mistral-7b": Shape(32, 4096, 32, 8, 14336, 32768, 32768, False, 1000000.0),
     "llama-3.1-8b": Shape(32, 4096, 32, 8, 14336, 128256, 131072, False, 500000.0),
 }
-# As files are named by, and the type of most of their matrices.
-MIXES = {
-    "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1", "q5_0": "Q5_0", "q5_1": "Q5_1",
-    "q4_k_s": "Q4_K", "q4_k_m": "Q4_K", "q5_k_s": "Q5_K", "q5_k_m": "Q5_K", "q6_k": "Q6_K",
-}  # fmt: skip
-# What a row is held in whose length the type's block does not divide.
-FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+# As files are named by.
+MIXES = (
+    "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
+)  # fmt: skip
 Kinds = Callable[[str, int], str]  # the type of a matrix, by its name and the length of its rows
 
 
@@ -128,36 +126,11 @@ def cache_folder() -> Path:
 
 
 def real_kinds(shape: Shape, mix: str) -> Kinds:
-    """The types that llama.cpp's quantiser gives the matrices of such a model, without an importance matrix.
-
-    Of the K mixes, M holds attn_v and ffn_down of the first and the last eighth of the layers, and of every third
-    between, in Q6_K; Q4_K_S holds attn_v of four layers and ffn_down of the first eighth in Q5_K. The output matrix
-    (of a tied model, the embedding) is Q6_K in all but Q8_0 and the float types.
-    """
-    main = _known("type", mix, MIXES)
-    mix, n = mix.lower(), shape.layers
-    output = "token_embd" if shape.tied else "output"
-
-    def more(i: int) -> bool:
-        return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
-
-    def wanted(name: str) -> str:
-        if name == output:
-            return main if main in ("F16", "BF16", "Q8_0") else "Q6_K"
-        if not name.endswith((".attn_v", ".ffn_down")):
-            return main
-        i = int(name.split(".")[1])
-        if mix.endswith("_m") and more(i):
-            return "Q6_K"
-        return "Q5_K" if mix == "q4_k_s" and i < (4 if name.endswith("v") else n // 8) else main
-
-    def kind(name: str, k: int) -> str:
-        found = wanted(name)
-        while k % TYPES[TYPE_IDS[found]].block:
-            found = FALLBACK.get(found, "F16")
-        return found
-
-    return kind
+    """The types that the matrices of such a model have in a file of that mix, made without an importance matrix."""
+    name = _known("type", mix, {m: m.upper() for m in MIXES})
+    layers = tuple(range(shape.layers))
+    model = mixes.Model(shape.layers, shape.heads // shape.kv_heads, 0, shape.tied, layers, layers)
+    return lambda matrix, k: mixes.type_of(f"{matrix}.weight", (k, 1), name, model)
 
 
 def metadata(shape: Shape) -> dict[str, object]:

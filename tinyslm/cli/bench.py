@@ -153,12 +153,9 @@ def _made(mixed: Mixed) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     say(f"making {path}, {size(mixed.bytes)} of random weights; it is kept there")
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder, ignore_cleanup_errors=True) as scratch:
-        before, interrupt.farewell = interrupt.farewell, lambda: shutil.rmtree(scratch, ignore_errors=True)
-        try:
-            with Status(f"writing {mixed.name}") as status:
-                mixed.write(Path(scratch) / mixed.name, _shown(status))
-        finally:
-            interrupt.farewell = before
+        discard = partial(shutil.rmtree, scratch, ignore_errors=True)
+        with interrupt.doing(discard), Status(f"writing {mixed.name}") as status:
+            mixed.write(Path(scratch) / mixed.name, _shown(status))
         os.replace(Path(scratch) / mixed.name, path)
     return path
 

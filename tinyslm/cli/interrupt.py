@@ -6,12 +6,24 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 NEWLINE = b"\n"
 last_words = NEWLINE  # to a terminal on the way out, so that the shell's prompt gets a line of its own
 farewell: Callable[[], None] | None = None  # what else is to be done on the way out
 _waiter: threading.Thread | None = None
+
+
+@contextmanager
+def doing(last: Callable[[], None]) -> Iterator[None]:
+    """`last` is done on the way out while the block runs."""
+    global farewell
+    before, farewell = farewell, last
+    try:
+        yield
+    finally:
+        farewell = before
 
 
 def exit_on_interrupt() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,17 @@ OTHERS = 12  # names that a line has room for
 
 def add_argument(parser: ArgumentParser) -> None:
     parser.add_argument("-m", "--model", metavar="MODEL", help=HELP)
+
+
+def add_threads(parser: ArgumentParser) -> None:
+    text = "threads (the physical cores that this process may use)"
+    parser.add_argument("-t", "--threads", metavar="N", type=count, help=text)
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1 << 20:
+        raise ArgumentTypeError(f"must be a number from 1 to {1 << 20}, not {text}")
+    return int(text)
 
 
 def find(name: str | None) -> Path:
