@@ -104,11 +104,11 @@ int32_t slm_pack(int32_t type, int32_t k, const uint8_t *source, const int32_t *
 int32_t slm_unpack(int32_t type, int32_t k, const uint8_t *packed, int64_t row, float *target);
 int32_t slm_dequantise(int32_t type, int32_t k, const uint8_t *source, float *target);
 
-/* `rows` rows of `k` float32 to blocks of a quantised type other than Q8_0, the scales searched for. `importance`: how
-   much each column counts, k floats, not negative; NULL: alike. SLM_E_TYPE, SLM_E_ARGUMENT for a length that the type's
-   blocks do not divide, SLM_E_NONFINITE: a weight is no finite number, or a scale is beyond f16. The same bits on every
-   instruction set. */
-int32_t slm_quantise(int32_t type, int64_t rows, int32_t k, const float *source, const float *importance, uint8_t *target);
+/* `rows` rows of `k` float32 to blocks of a quantised type other than Q8_0, the scales searched for; on instruction set
+   `isa` (NULL: the best here), with the same bits on each. `importance`: how much each column counts, k floats, not
+   negative; NULL: alike. SLM_E_TYPE, SLM_E_ISA, SLM_E_ARGUMENT for a length that the type's blocks do not divide,
+   SLM_E_NONFINITE: a weight is no finite number, or a scale is beyond f16. */
+int32_t slm_quantise(const char *isa, int32_t type, int64_t rows, int32_t k, const float *source, const float *importance, uint8_t *target);
 
 /* Bytes of one row of an act slot. */
 int64_t slm_act_row_bytes(int32_t act_block, int32_t k);

@@ -48,14 +48,17 @@ static int all_finite(const float *x, int count) {
   return !all;
 }
 
-static __attribute__((noinline)) int32_t rows_to_blocks(int32_t type, int64_t rows, int32_t k, const float *x,
+/* Every x86 instruction set but the scalar one has AVX2. */
+static slm_span *span_of(const slm_isa *isa) {
+#if defined(__x86_64__)
+  if (strcmp(isa->name, "scalar") != 0) return slm_span_avx2;
+#endif
+  return (void)isa, slm_span_plain;
+}
+
+static __attribute__((noinline)) int32_t rows_to_blocks(slm_span *span, int32_t type, int64_t rows, int32_t k, const float *x,
                                                          const float *importance, uint8_t *to) {
   const kind *f = kinds + type;
-#if defined(__x86_64__)
-  slm_span *span = slm_cpu_has(SLM_CPU_AVX2) ? slm_span_avx2 : slm_span_plain;
-#else
-  slm_span *span = slm_span_plain;
-#endif
   table t;
   if (f->values) table_fill(&t, f->values);
   float w[SPAN];
@@ -71,11 +74,14 @@ static __attribute__((noinline)) int32_t rows_to_blocks(int32_t type, int64_t ro
   return SLM_OK;
 }
 
-int32_t slm_quantise(int32_t type, int64_t rows, int32_t k, const float *x, const float *importance, uint8_t *to) {
+int32_t slm_quantise(const char *isa, int32_t type, int64_t rows, int32_t k, const float *x, const float *importance,
+                     uint8_t *to) {
   if (type < 0 || type >= (int32_t)(sizeof kinds / sizeof *kinds) || !kinds[type].block) return SLM_E_TYPE;
   if (rows < 0 || k <= 0 || k % kinds[type].block) return SLM_E_ARGUMENT;
+  const slm_isa *found = slm_isa_find(isa);
+  if (!found) return SLM_E_ISA;
   const slm_fpstate before = slm_fpstate_enter();
-  const int32_t error = rows_to_blocks(type, rows, k, x, importance, to);
+  const int32_t error = rows_to_blocks(span_of(found), type, rows, k, x, importance, to);
   slm_fpstate_leave(before);
   return error;
 }

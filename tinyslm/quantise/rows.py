@@ -20,8 +20,10 @@ SEARCHED = (
 )  # fmt: skip
 
 
-def quantise_rows(kind: str, rows: F32, importance: F32 | None = None) -> U8:
+def quantise_rows(kind: str, rows: F32, importance: F32 | None = None, isa: str | None = None) -> U8:
     """float32 (n, k) to uint8 (n, bytes of a row); `importance`: (k,), of each column, not negative.
+
+    The bits are the same on every instruction set; `isa` names one, as TINYSLM_ISA does.
 
     Raises OptionError for arguments that do not fit and for weights that the type cannot hold (no finite number, or one
     beyond the range of an f16 scale), BackendError where the C core is wanted and was not built.
@@ -36,6 +38,7 @@ def quantise_rows(kind: str, rows: F32, importance: F32 | None = None) -> U8:
     if not has_native():
         raise BackendError(f"quantising to {kind} needs the C core, which was not built: {REMEDY}")
     from .._native import ffi, lib
+    from ..backends.native import choose_isa
 
     n, k = rows.shape
     if importance is not None and (importance.dtype != np.float32 or importance.shape != (k,)):
@@ -43,7 +46,8 @@ def quantise_rows(kind: str, rows: F32, importance: F32 | None = None) -> U8:
     source = ffi.from_buffer("float[]", np.ascontiguousarray(rows))
     counts = ffi.NULL if importance is None else ffi.from_buffer("float[]", np.ascontiguousarray(importance))
     out = np.empty((n, k // type_.block * type_.bytes), np.uint8)
-    error = lib.slm_quantise(TYPE_IDS[kind], n, k, source, counts, ffi.from_buffer("uint8_t[]", out))
+    target = ffi.from_buffer("uint8_t[]", out)
+    error = lib.slm_quantise(choose_isa(isa).encode(), TYPE_IDS[kind], n, k, source, counts, target)
     if error:
         raise OptionError(_unfit(kind))
     return out
