@@ -23,7 +23,7 @@ ffi.cdef((HERE / "api.h").read_text(encoding="utf-8"))
 ffi.set_source(
     "tinyslm._native",
     '#include <stddef.h>\n#include <stdint.h>\n#include "api.h"\n',
-    sources=[f"csrc/{name}" for name in SOURCES] 
+    sources=[f"csrc/{name}" for name in SOURCES]
     + sorted(f"csrc/{f.parent.name}/{f.name}" for folder in ("isa", "quantise") for f in (HERE / folder).glob("*.c")),
     include_dirs=["csrc"],
     depends=[

@@ -148,6 +148,8 @@ def _check_importance(file: GGUF, types: dict[str, str], importance: Importance)
     """FileError where the matrix is of another model; a warning where it leaves out matrices of the layers."""
     if not any(name in importance.squares for name in types):
         raise FileError(importance.path, f"the importance matrix is of another model: it has no tensor of {file.path}")
+    for tensor in file.tensors.values():
+        importance.of(tensor)
     searched = [name for name, kind in types.items() if name.startswith("blk.") and kind in SEARCHED]
     absent = [name for name in searched if name not in importance.squares]
     if absent:

@@ -30,9 +30,8 @@ def quantise_rows(kind: str, rows: F32, importance: F32 | None = None, isa: str 
     """
     type_ = TYPES[TYPE_IDS[kind]]
     if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] % type_.block:
-        raise OptionError(
-            f"{kind} is made of float32 rows of a multiple of {type_.block}, not {rows.dtype} {rows.shape}"
-        )
+        wanted = f"float32 rows of a multiple of {type_.block} weights"
+        raise OptionError(f"{kind} is made of {wanted}, not of {rows.dtype} {rows.shape}")
     if kind not in SEARCHED:
         return _rounded(kind, rows)
     if not has_native():
