@@ -228,7 +228,7 @@ def test_rows_that_256_does_not_divide_fall_back() -> None:
 def test_unknown_names_are_told_what_there_is() -> None:
     with pytest.raises(OptionError, match=r"there is no shape 'llama'; there are stories260k, smollm2-135m, "):
         shapes.Mixed("llama", "q4_0")
-    with pytest.raises(OptionError, match=r"there is no type 'q4'; there are f16, bf16, q8_0, "):
+    with pytest.raises(OptionError, match=r"there is no type 'q4'; there are f32, f16, bf16, q8_0, "):
         shapes.Mixed("stories260k", "q4")
 
 

@@ -55,10 +55,6 @@ SHAPES = {
     "mistral-7b": Shape(32, 4096, 32, 8, 14336, 32768, 32768, False, 1000000.0),
     "llama-3.1-8b": Shape(32, 4096, 32, 8, 14336, 128256, 131072, False, 500000.0),
 }
-# As files are named by.
-MIXES = (
-    "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
-)  # fmt: skip
 Kinds = Callable[[str, int], str]  # the type of a matrix, by its name and the length of its rows
 
 
@@ -78,7 +74,7 @@ def make(path: str | os.PathLike[str], shape: Shape, kind: str, embedding: str |
 class Mixed:
     """A file of a real model's shape in a real mix of types, to be written by `write`.
 
-    `shape` is a key of SHAPES, `mix` of MIXES, in either case. OptionError for others; it says what there is.
+    `shape` is a key of SHAPES, `mix` of `mixes.MIXES`, in either case. OptionError for others; it says what there is.
     """
 
     def __init__(self, shape: str, mix: str) -> None:
@@ -127,7 +123,7 @@ def cache_folder() -> Path:
 
 def real_kinds(shape: Shape, mix: str) -> Kinds:
     """The types that the matrices of such a model have in a file of that mix, made without an importance matrix."""
-    name = _known("type", mix, {m: m.upper() for m in MIXES})
+    name = _known("type", mix, {name.lower(): name for name in mixes.MIXES})
     layers = tuple(range(shape.layers))
     model = mixes.Model(shape.layers, shape.heads // shape.kv_heads, 0, shape.tied, layers, layers)
     return lambda matrix, k: mixes.type_of(f"{matrix}.weight", (k, 1), name, model)

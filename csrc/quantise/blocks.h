@@ -9,6 +9,17 @@ static inline int f16_put(uint8_t *to, float f) {
   return (h & 0x7c00) == 0x7c00 ? SLM_E_NONFINITE : SLM_OK;
 }
 
+/* Byte i has code i in its low, code i + n in its high half. */
+static inline void nibbles_put(uint8_t *to, const uint8_t *q, int n) {
+  for (int i = 0; i < n; i++) to[i] = (uint8_t)((q[i] & 15) | q[i + n] << 4);
+}
+
+/* The fifth bits of 32 codes, in order. */
+static inline void fifth_put(uint8_t *to, const uint8_t *q) {
+  memset(to, 0, 4);
+  for (int i = 0; i < 32; i++) to[i / 8] |= (uint8_t)((q[i] >> 4 & 1) << i % 8);
+}
+
 /* 2 bits of 256 codes: byte i of each half has those of i, i + 32, i + 64, i + 96. */
 static inline void pairs_put(uint8_t *to, const uint8_t *q) {
   for (int h = 0; h < 2; h++, q += 128)
@@ -19,6 +30,25 @@ static inline void pairs_put(uint8_t *to, const uint8_t *q) {
 static inline void block_put_Q2_K(uint8_t *to, const int *scale, const int *minimum, const uint8_t *q) {
   for (int g = 0; g < 16; g++) to[g] = (uint8_t)(scale[g] | minimum[g] << 4);
   pairs_put(to + 16, q);
+}
+
+/* After the scales of Q4_K and Q5_K: fifth bits, bit g of byte i weight 32 g + i's; nibbles in 4 runs of 64 weights. */
+static inline void runs_put(uint8_t *to, const uint8_t *q, int five) {
+  if (five) {
+    memset(to, 0, 32);
+    for (int i = 0; i < 256; i++) to[i % 32] |= (uint8_t)((q[i] >> 4) << i / 32);
+    to += 32;
+  }
+  for (int r = 0; r < 4; r++) nibbles_put(to + 32 * r, q + 64 * r, 32);
+}
+
+/* Each half of 128 weights: 64 bytes of nibbles; then, for both, the upper pairs of bits; then 16 scales. */
+static inline void block_put_Q6_K(uint8_t *to, const int *scale, const uint8_t *q) {
+  uint8_t high[256];
+  for (int i = 0; i < 256; i++) high[i] = q[i] >> 4;
+  for (int h = 0; h < 2; h++) nibbles_put(to + 64 * h, q + 128 * h, 64);
+  pairs_put(to + 128, high);
+  for (int g = 0; g < 16; g++) to[192 + g] = (uint8_t)scale[g];
 }
 
 /* The third bits first, bit g of byte i weight 32 g + i's; 16 scales of 6 bits, offset by 32: 4 bits each, two to a byte
@@ -34,7 +64,8 @@ static inline void block_put_Q3_K(uint8_t *to, const int *scale, const uint8_t *
   }
 }
 
-/* The inverse of six_bits_get. */
+/* 8 scales and 8 minima of 6 bits: of the first 4 of each, bytes 0 to 7 have all bits; of the others, bytes 8 to 11 have 4
+   and the tops of bytes 0 to 7 two. */
 static inline void six_bits_put(uint8_t *small, const int *scale, const int *minimum) {
   for (int i = 0; i < 4; i++) {
     small[i] = (uint8_t)(scale[i] | (scale[i + 4] >> 4) << 6);
@@ -50,7 +81,7 @@ static inline void block_put_IQ4_XS(uint8_t *to, const int *scale, const uint8_t
     const int s = scale[g] + 32;
     to[2 + g / 4] |= (uint8_t)((s >> 4) << g % 4 * 2);
     to[4 + g / 2] |= (uint8_t)((s & 15) << g % 2 * 4);
-    nibbles_put(to + 8 + 16 * g, q + 32 * g);
+    nibbles_put(to + 8 + 16 * g, q + 32 * g, 16);
   }
 }
 

@@ -5,8 +5,7 @@
 #include <string.h>
 
 #include "../engine.h"
-#include "../formats/k.h"
-#include "../formats/legacy.h"
+#include "../formats/f16.h"
 #include "../lanes.h"
 
 enum { SPAN = 256 }; /* weights that are searched together */
