@@ -13,6 +13,8 @@ TARGET_BEGIN("avx2,fma,f16c")
 typedef vi va;
 #define CODE8_SHIFT -1
 #define TILE 2 /* 16 registers: per token two integer and two float sums */
+#define PANELS 1
+#define COLUMNS TILE
 /* 2 · 127 · (2^bits - 1) · steps ≤ 32767 */
 #define FOLD_STEPS(bits) ((bits) <= 4 ? 8 : (bits) == 5 ? 4 : (bits) == 6 ? 2 : 1)
 

@@ -10,7 +10,9 @@ TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 typedef __m512 vf;
 typedef __m512i vi, vw, va;
 #define CODE8_SHIFT 7
-#define TILE 8 /* 8 integer and 8 float sums of the 32 registers; the rest hold codes, a mask and scales */
+#define TILE 4
+#define PANELS 2 /* 8 integer and 8 float sums of the 32 registers; the rest hold codes, a mask and scales */
+#define COLUMNS 8
 #define FOLD_STEPS(bits) 8
 #define FIRST(n) ((__mmask16)((1u << (n)) - 1))
 

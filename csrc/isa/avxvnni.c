@@ -11,6 +11,8 @@ TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 typedef vi va;
 #define CODE8_SHIFT 7
 #define TILE 2 /* 16 registers: per token two integer and two float sums */
+#define PANELS 1
+#define COLUMNS TILE
 #define FOLD_STEPS(bits) 8
 #define vw_code8 vw_load
 #define va_begin(c) (c)

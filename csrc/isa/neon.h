@@ -6,6 +6,8 @@ typedef struct { uint8x16_t v[4]; } vw;
 typedef vi va;
 #define CODE8_SHIFT -1
 #define TILE 4 /* 32 registers: per token four integer and four float sums */
+#define PANELS 1
+#define COLUMNS TILE
 #define EACH UNROLL for (int i = 0; i < 4; i++)
 
 IN vf vf_set(float x) { vf r; EACH r.v[i] = vdupq_n_f32(x); return r; }

@@ -19,6 +19,8 @@ typedef vi va;
 #define EACH for (int i = 0; i < 16; i++)
 #define CODE8_SHIFT 7
 #define TILE 2
+#define PANELS 1
+#define COLUMNS TILE
 #define FOLD_STEPS(bits) 8
 
 /* To nearest even, overflow to infinity, NaN stays NaN. */
