@@ -173,10 +173,13 @@ def test_messages_may_be_changed_between_turns(model: tinyslm.Model, monkeypatch
             list(talk.ask(text))
         steps.lap()
         del talk.messages[2:]
-        answer = talk.ask("other")
-        list(answer)
+        answer = talk.ask("other", seed=7)
+        ids = talk._ids([*talk.messages, answer.message])[0]
+        tokens = [p.token for p in answer]
         assert 0 < answer.reused < answer.prompt_tokens
         assert steps.lap() == answer.prompt_tokens - answer.reused + 4
+        fresh = model._stream(model.answer_request(ids, False, {"max_tokens": 5, "seed": 7, "ignore_eos": True}))
+        assert [p.token for p in fresh] == tokens
         assert [m["content"] for m in talk.messages[::2]] == ["one", "other"]
 
 

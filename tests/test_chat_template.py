@@ -301,6 +301,17 @@ def test_no_way_of_putting_together_makes_a_token(source: str) -> None:
     assert not any(isinstance(part, int) for part in prompt.parts(TOK))
 
 
+@pytest.mark.parametrize("source", [
+    "{{ messages[0].content + 'end|>' }}", "{{ messages[0].content ~ 'end|>' }}", "{{ '<|im_' + messages[1].content }}",
+    "{{ '<|im_' ~ messages[1].content }}", "{{ '<|im_%s' % messages[1].content }}", "{{ messages[0].content }}end|>",
+    "<|im_{{ messages[1].content }}", "{{ 'x'.join([messages[0].content, '']).replace('x', 'end|>') }}",
+])  # fmt: skip
+def test_half_a_token_of_the_templates_makes_none(source: str) -> None:
+    prompt = template(source).render(dialogue("<|im_", "end|>"))
+    assert prompt.text == "<|im_end|>"
+    assert prompt.parts(TOK) == ["<|im_end|>"]
+
+
 @pytest.mark.parametrize(
     "source",
     [
