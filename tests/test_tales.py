@@ -17,6 +17,7 @@ sys.path.insert(0, str(WEIGHTS))
 
 import tales  # noqa: E402
 import tales_words  # noqa: E402
+from slips import TRIED, slips  # noqa: E402
 from tales_plots import PLOTS  # noqa: E402
 from tales_traits import TRAITS  # noqa: E402
 
@@ -189,3 +190,19 @@ def test_a_slot_is_drawn_once_and_only_when_needed() -> None:
     first, second = teller.fill("{treat}/{treat}").split("/")
     assert first == second
     assert teller.bits - before == pytest.approx(math.log2(len(tales_words.TREATS)))
+
+
+def test_the_rules_that_sampled_tales_are_held_to(docs: list[tales.Document]) -> None:
+    """The grammar keeps them all; each is broken by one word that does not fit."""
+    assert not [found for doc in docs if (found := slips(doc.tale))]
+    tale = next(doc.tale for doc in docs if " fox " in doc.tale and " he " in doc.tale and "\nOne " in doc.tale)
+    hero, friend = re.findall(r"And (\w+) and (\w+) (?:were|stayed) friends", tale)[0]
+    treat = re.findall(r"happier than ([a-z ]+)\.", tale)[0]
+    assert slips(tale.replace("friends", "foes")) == ["no ending"]
+    assert "hero" in slips(tale.replace(f"{hero} wanted", f"{friend} wanted"))
+    assert "friend" in slips(tale.replace(f"named {friend}", f"named {hero}"))
+    first, second = TRIED.findall(tale)
+    assert slips(tale.replace(second, first)) == ["attempts"]
+    assert slips(tale.replace(f"said {hero}", "said Adam" if "Adam" not in tale else "said Ben")) == ["names"]
+    assert slips(tale.replace(f"happier than {treat},", "happier than cold soup,")) == ["treat"]
+    assert slips(tale.replace(" he ", " she ", 1)) == ["pronoun"]

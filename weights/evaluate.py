@@ -1,6 +1,8 @@
 """Measures the trained model: held-out cross-entropy beside the corpus's entropy, and what it writes by itself.
 
-    python weights/evaluate.py --run DIR [--documents 500] [--samples 200] [--out weights/samples.txt]
+    PYTHONPATH=. python weights/evaluate.py [--run DIR] [--documents 500] [--samples 200] [--out weights/samples.txt]
+
+Without --run it measures the shipped F16 file, in PyTorch and float32 as it does a run's weights.
 
 A sampled tale counts as new when it stands in no document that the training read, sentence for sentence, and a sentence
 as new when it stands in no tale that the training read. A tale slips where its end does not fit
@@ -14,16 +16,21 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 import torch
 from net import Net, Past, Shape
+from slips import slips
 from tales import document
 from textdata import ASSISTANT, BOS, EOS, USER, encode
 from train import measure
 
+import tinyslm
+from tinyslm.gguf import GGUF
+
+HERE = Path(__file__).resolve().parent
 SHOWN = 20
+BEGUN = "Once upon a time"
 ANSWER, OPENING = 40, 60  # tokens to wait for
 
 
@@ -73,23 +80,10 @@ def novelty(texts: list[str], seed: int, documents: int) -> dict[str, float]:
     }
 
 
-def slips(text: str) -> list[str]:
-    """Breaks of the tales' own rules: the hero, the treat and the friend of the beginning are not those of the end."""
-    found = []
-    end = re.search(r"And (\w+) and (\w+) (?:were|stayed) friends", text)
-    if not end:
-        return ["no ending"]
-    if text.count(end[1]) < 6 or f"{end[1]} wanted to" not in text:
-        found.append("hero")
-    if f"named {end[2]} " not in text:
-        found.append("friend")
-    treat = re.search(r"happier than ([a-z ]+)\.", text)
-    if not treat or text.count(treat[1]) < 2:
-        found.append("treat")
-    she, he = re.search(r"\b[Ss]he\b", text), re.search(r"\b[Hh]e\b", text)
-    if she and he:
-        found.append("pronoun")
-    return found
+def kept(texts: list[str]) -> dict[str, float]:
+    """The share of tales that keep all rules, and how many break which."""
+    broken = [slips(text) for text in texts]
+    return {"without_slips": broken.count([]) / len(broken)} | Counter(kind for b in broken for kind in b)
 
 
 def follow(net: Net, sp: sentencepiece.SentencePieceProcessor, seed: int, documents: int) -> dict[str, int]:
@@ -111,28 +105,40 @@ def follow(net: Net, sp: sentencepiece.SentencePieceProcessor, seed: int, docume
     return found
 
 
+def weights_of(run: Path | None) -> dict[str, torch.Tensor]:
+    """Of a finished run, of one that is still going on, or of the file."""
+    if run:
+        path = run / "final.pt"
+        saved: dict[str, torch.Tensor] = torch.load(path if path.exists() else run / "checkpoint.pt")["net"]
+        return saved
+    with GGUF.open(HERE / "tales-f16.gguf") as file:
+        return {name: torch.tensor(tensor.format.dequantise(file.read(tensor)).reshape(tensor.shape[::-1]))
+                for name, tensor in file.tensors.items()}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="measures the trained model")
-    parser.add_argument("--run", type=Path, required=True, help="the folder that train.py filled")
+    parser.add_argument("--run", type=Path, help="a folder that train.py filled; else the shipped F16 file")
     parser.add_argument("--documents", type=int, default=500, help="held-out documents")
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--out", type=Path, help="file for the first twenty samples")
     args = parser.parse_args()
-    path = args.run / "final.pt"
-    saved: dict[str, Any] = torch.load(path if path.exists() else args.run / "checkpoint.pt")
-    settings = json.loads((Path(__file__).resolve().parent / "train.json").read_text())
+    settings = json.loads((HERE / "train.json").read_text())
     c = settings["train"]
     net = Net(Shape(**settings["shape"]))
-    net.load_state_dict(saved["net"])
-    sp = sentencepiece.SentencePieceProcessor(model_file=str(args.run / "tales.model"))
+    net.load_state_dict(weights_of(args.run))
+    sp = sentencepiece.SentencePieceProcessor(model_file=str((args.run or HERE) / "tales.model"))
     print(json.dumps(measure(net, sp, c["seed"], args.documents), indent=2))
     texts: list[str] = []
     for begun in range(0, args.samples, SHOWN):
         count = min(SHOWN, args.samples - begun)
         texts += [text_of(sp, ids) for ids in sample(net, [BOS], count, seed=begun)]
     print(json.dumps(novelty(texts, c["seed"], c["steps"] * c["rows"]), indent=2))
-    broken = [slips(text) for text in texts]
-    print(json.dumps({"without_slips": broken.count([]) / len(broken)} | Counter(kind for b in broken for kind in b)))
+    print(json.dumps(kept(texts)))
+    if not args.run:
+        with tinyslm.load() as model:
+            told = [BEGUN + model.generate(BEGUN, max_tokens=600, seed=seed) for seed in range(args.samples)]
+        print(json.dumps({"as_tinyslm_run": kept(told)}))
     print(json.dumps(follow(net, sp, c["seed"], args.documents), indent=2))
     if args.out:
         args.out.write_text("\n\n".join(texts[:SHOWN]) + "\n")

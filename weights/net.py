@@ -23,7 +23,7 @@ class Shape:
     heads: int = 8
     kv_heads: int = 4
     hidden: int = 768
-    context: int = 512
+    context: int = 640
     rope_base: float = 10000.0
     eps: float = 1e-5
 

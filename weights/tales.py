@@ -70,7 +70,7 @@ AGREED = (
 )
 SOLVED = "So {N} and {F} {solution}. [It worked|That did it|And this time it went well|What luck]! {end}"
 EVENING = (
-    "[In the evening|That night|Afterwards] they [shared|enjoyed] {treat} "
+    "[In the evening|That night|Afterwards], because nothing made {N} happier than {treat}, they [shared|enjoyed] some "
     "[at {N}'s home|at {F}'s home|by the fire|outside] and told each other stories about {topic} {evening}."
 )
 KEEPSAKE = "{F} gave {N} a~ {gift} [to remember the day|as a present|to keep|for good luck]."
@@ -102,7 +102,7 @@ QUESTIONS = [
     ("[Why was {N} {feeling}?|What was the problem?]", "The problem was that {because}."),
     ("[What did {N} try first?|What was the first attempt?]", "First {he} {short1}."),
     ("[What did {N} try next?|What was the second attempt?]", "Then {he} {short2}."),
-    ("[Who helped {N}?|Who was the friend?]", "It was {F}, a~ {nature} {other}."),
+    ("[Who helped {N}?|Who was the friend?]", "It was a~ {nature} {other} named {F}."),
     ("[What did {N} and {F} do?|How was the problem solved?]", "They {solved}."),
     ("[What did {F} give {N}?|What was the gift?]", "{F} gave {N} a~ {gift}."),
     ("[What were the stories about?|What did they tell each other?]", "They told each other stories about {topic}."),
@@ -223,7 +223,7 @@ def document(number: int, seed: int = 1, split: str = "train", chat: bool | None
     tale = tell(t)
     talk: list[tuple[str, str]] = []
     if chat:
-        asked = t.pick_from(QUESTIONS, t.pick((1, 2)))
+        asked = t.pick_from(QUESTIONS, t.pick((2, 3, 4)))
         talk = [(t.fill(question), t.fill(answer)) for question, answer in asked]
     return Document(tale, t.bits, request, tuple(talk))
 

@@ -85,6 +85,22 @@ GIRLS = [
     "Nancy",
     "Pearl",
     "Sophie",
+    "Beatrice",
+    "Cecily",
+    "Dorothy",
+    "Esther",
+    "Florence",
+    "Harriet",
+    "Judith",
+    "Louisa",
+    "Miriam",
+    "Phoebe",
+    "Rosalind",
+    "Sylvia",
+    "Tabitha",
+    "Veronica",
+    "Wilma",
+    "Adele",
 ]
 BOYS = [
     "Adam",
@@ -167,6 +183,22 @@ BOYS = [
     "Marvin",
     "Norman",
     "Paul",
+    "Anton",
+    "Bernard",
+    "Clement",
+    "Dominic",
+    "Eugene",
+    "Frederick",
+    "Gregory",
+    "Humphrey",
+    "Jerome",
+    "Leonard",
+    "Matthew",
+    "Nicholas",
+    "Philip",
+    "Roland",
+    "Theodore",
+    "Vernon",
 ]
 
 # kind -> (one limb, several)
@@ -201,6 +233,13 @@ KINDS = {
     "owl": ("wing", "wings"),
     "hen": ("wing", "wings"),
     "monkey": ("hand", "hands"),
+    "hare": ("paw", "paws"),
+    "weasel": ("paw", "paws"),
+    "panda": ("paw", "paws"),
+    "lynx": ("paw", "paws"),
+    "camel": ("foot", "feet"),
+    "swan": ("wing", "wings"),
+    "penguin": ("wing", "wings"),
 }
 CHILD = ("hand", "hands")
 
@@ -215,6 +254,8 @@ HOMES = [
     "at the end of a long lane", "in a castle garden", "near an apple orchard", "on the bank of a pond",
     "in a wagon with yellow wheels", "below a waterfall", "in a lighthouse", "at the top of a tower",
     "in a wood full of birches", "beside a field of corn", "near a frozen creek", "in a tent on the heath",
+    "on a rocky cliff", "beside a vineyard", "in a barn without a door", "between two canals", "under a railway arch", "in a caravan near the dunes",
+    "at a crossroads", "beside an ancient chapel",
 ]  # fmt: skip
 
 TREATS = [
@@ -223,11 +264,48 @@ TREATS = [
     "pear juice", "onion stew", "mushroom pie", "lemon cake", "oat porridge", "roasted chestnuts", "raspberry jelly",
     "butter rolls", "peach salad", "walnut bread", "mint tea", "potato pancakes", "cabbage rolls", "turnip stew",
     "melon slices", "barley broth", "cinnamon toast",
+    "almond tart", "gooseberry fool", "buttermilk waffles", "spinach dumplings", "lentil stew", "rhubarb crumble", "fig rolls",
+    "poppyseed cake", "apricot jam", "beetroot soup", "coconut macaroons", "radish sandwiches", "chamomile tea", "date pudding",
+    "hazelnut fudge", "parsnip pie",
 ]  # fmt: skip
 
-COLOURS = ["red", "blue", "green", "yellow", "purple", "orange", "white", "brown", "pink", "golden", "silver", "black"]
+COLOURS = [
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "purple",
+    "orange",
+    "white",
+    "brown",
+    "pink",
+    "golden",
+    "silver",
+    "black",
+    "crimson",
+    "turquoise",
+    "violet",
+    "beige",
+]
 
-CLOTHES = ["scarf", "hat", "coat", "apron", "vest", "cap", "cloak", "bow", "sweater", "belt", "shawl", "collar"]
+CLOTHES = [
+    "scarf",
+    "hat",
+    "coat",
+    "apron",
+    "vest",
+    "cap",
+    "cloak",
+    "bow",
+    "sweater",
+    "belt",
+    "shawl",
+    "collar",
+    "jacket",
+    "bonnet",
+    "tunic",
+    "cape",
+]
 
 # what followed the days: a habit told in the past tense
 HOBBIES = [
@@ -255,6 +333,18 @@ HOBBIES = [
     ("hummed songs about the rain", "songs"),
     ("polished an old brass bell", "bell"),
     ("caught snails and let them go", "snails"),
+    ("sketched portraits of strangers", "portraits"),
+    ("juggled with three chestnuts", "chestnuts"),
+    ("planted herbs in tin cans", "herbs"),
+    ("invented riddles for the postman", "riddles"),
+    ("mended broken clocks", "clocks"),
+    ("sorted buttons by size", "buttons"),
+    ("practised cartwheels on the lawn", "cartwheels"),
+    ("wove baskets from rushes", "rushes"),
+    ("gathered driftwood along the shore", "driftwood"),
+    ("studied ants through a lens", "ants"),
+    ("folded boats from old papers", "boats"),
+    ("trained fleas to jump", "fleas"),
 ]
 
 DAYS = [
@@ -264,6 +354,8 @@ DAYS = [
     "On the first day of May", "On the last day of June", "On a cloudy day in March", "One chilly October day",
     "On a hot day in August", "The day before the harvest", "The day after the holidays", "A week before the new year",
     "On {his} birthday",
+    "One rainy November morning", "One frosty evening", "On a mild April day", "During a heatwave in July", "One stormy December night", "Shortly after sunrise one day",
+    "On a breezy September afternoon", "One snowy January day",
 ]  # fmt: skip
 
 FEELINGS = [
@@ -279,6 +371,10 @@ FEELINGS = [
     "puzzled",
     "sorry",
     "lost",
+    "miserable",
+    "helpless",
+    "nervous",
+    "disappointed",
 ]
 
 WAYS = [
@@ -286,12 +382,15 @@ WAYS = [
     "came whistling round the corner", "peeped from behind a rock", "wandered across the grass", "passed with a heavy basket",
     "came along with a lantern", "woke from a nap nearby", "heard the noise and hurried over", "strolled by under a big umbrella",
     "came up the road with a wheelbarrow", "crept out of the shadows", "ran up with muddy boots", "trotted by with a bag of letters",
+    "cycled past with a loud bell", "came back from the bakery", "climbed out of a ditch", "came by with a fishing rod", "paddled closer in a canoe", "arrived with a suitcase",
+    "appeared between the haystacks", "came round with the newspaper",
 ]  # fmt: skip
 
 WATCHERS = [
     "An old crow", "A fat toad", "A grey heron", "A sleepy lizard", "Two magpies", "A bold jay", "A passing snail",
     "A striped wasp", "A wise raven", "Three sparrows", "A brown cow", "A speckled trout", "A lame pigeon", "A vain peacock",
     "A nosy rat", "A shiny beetle",
+    "A plump pheasant", "A lonely moth", "Two dragonflies", "A grumbling hornet", "A green caterpillar", "Five ladybirds", "A spotted salamander", "An elderly tortoise",
 ]  # fmt: skip
 
 WATCHES = [
@@ -305,25 +404,43 @@ EVENINGS = [
     "until the owls began to call", "until they could eat no more", "until the candles went out", "until the sun went down",
     "while the crickets sang", "while the rain drummed on the roof", "while the wind hummed outside",
     "while the fireflies danced",
+    "until the kettle was empty", "until the lighthouse blinked", "while the snowflakes fell", "while the cat purred on the carpet",
 ]  # fmt: skip
 
-SOUNDS = ["smiled", "nodded", "grinned", "laughed", "winked", "waved", "bowed", "hummed"]
+SOUNDS = [
+    "smiled",
+    "nodded",
+    "grinned",
+    "laughed",
+    "winked",
+    "waved",
+    "bowed",
+    "hummed",
+    "chuckled",
+    "beamed",
+    "whistled",
+    "agreed",
+]
 
 NATURES = [
     "kind", "cheerful", "clever", "polite", "merry", "gentle", "friendly", "calm", "wise", "funny", "quick", "helpful",
     "strong", "modest", "curious", "sensible", "lively", "honest", "skilful", "good",
+    "patient", "brave", "generous", "thoughtful", "humble", "loyal", "witty", "sturdy", "tidy", "musical", "nimble", "jolly",
 ]  # fmt: skip
 
 SMELLS = [
     "roses", "fresh hay", "wet earth", "lavender", "smoke", "pine needles", "salt", "baked apples", "thyme", "snow",
     "ripe plums", "lilac", "seaweed", "rosemary", "violets", "paint", "cut grass", "soap", "vanilla", "jasmine",
     "tar", "leather", "parsley", "cloves",
+    "peppermint", "burnt sugar", "damp wool", "eucalyptus", "mustard", "fresh ink", "blossom", "sawdust", "moss", "clover", "bonfires", "oranges",
 ]  # fmt: skip
 
 TOPICS = [
     "dragons", "giants", "sailors", "ghosts", "comets", "mermaids", "robbers", "knights", "whales", "deserts",
     "volcanoes", "wizards", "elves", "circus clowns", "sunken cities", "camels", "queens", "icebergs", "dwarfs", "tigers",
     "explorers", "parrots", "rainbows", "trains",
+    "emperors", "pyramids", "astronauts", "jungles", "penguins", "acrobats", "meteors", "trolls", "vikings", "unicorns", "submarines", "detectives",
+    "kangaroos", "waterspouts", "inventors", "gladiators",
 ]  # fmt: skip
 
 GIFTS = [
@@ -331,9 +448,12 @@ GIFTS = [
     "paper star", "clay cup", "box of chalk", "chess piece", "jar of honey", "thick pencil", "bag of seeds", "pair of mittens",
     "straw hat", "new basket", "small flute", "rag doll", "picture book", "spinning top", "lump of amber", "velvet cushion",
     "tea pot", "sheet of stamps", "leather purse", "hand bell", "magnifying glass", "puzzle", "copper penny", "folding fan",
+    "silk ribbon", "carved whale", "bronze button", "toy trumpet", "wax candle", "bottle of ink", "little globe", "bamboo comb",
+    "postcard", "tiny telescope", "ivory domino", "pressed orchid", "painted egg", "cotton handkerchief", "bundle of crayons", "snow shovel",
 ]  # fmt: skip
 
 PERCHES = [
     "from a branch", "from the roof", "from the ditch", "from a fence post", "behind a leaf", "beside a puddle",
     "on a stump", "near the gate",
+    "on a clothesline", "under a rosebush", "beside the compost", "on a haystack",
 ]  # fmt: skip

@@ -34,14 +34,14 @@ HERE = Path(__file__).resolve().parent
 @dataclass(frozen=True)
 class Config:
     seed: int = 1
-    steps: int = 1280
+    steps: int = 4500
     rows: int = 8
     lr_matrices: float = 0.02
     lr_others: float = 0.003
     warmup: int = 60
     lr_end: float = 0.01  # of the top, at the last step
     heldout: int = 48
-    every: int = 80  # steps between measurements and checkpoints
+    every: int = 250  # steps between measurements and checkpoints
     threads: int = 2
     bfloat16: bool = True
 
