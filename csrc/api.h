@@ -45,7 +45,8 @@ typedef struct {
   int32_t type, type2;           /* of w and w2 */
   int32_t n, k;                  /* columns of out and of x */
   int32_t ldx, ldy, ldout;
-  int32_t heads, kv_heads, dk, dv, rope, window; /* window: positions that a token sees; 0: all */
+  int32_t heads, kv_heads, dk, dv, rope;
+  int32_t kv_type, window;       /* SLM_F16 or SLM_Q8_0; positions that a token sees, 0: all */
   int32_t epilogue, act_block;   /* act_block: 0 float32, else int8 with a scale per so many elements */
   float eps, scale, softcap;       /* softcap: scores become softcap · tanh(score / softcap); 0: they stay */
   int64_t x, y, out, w, w2, bias, bias2, norm, kv; /* kv: offset of the layer in a KV page */
@@ -109,6 +110,10 @@ int32_t slm_dequantise(int32_t type, int32_t k, const uint8_t *source, float *ta
    negative; NULL: alike. SLM_E_TYPE, SLM_E_ISA, SLM_E_ARGUMENT for a length that the type's blocks do not divide,
    SLM_E_NONFINITE: a weight is no finite number, or a scale is beyond f16. */
 int32_t slm_quantise(const char *isa, int32_t type, int64_t rows, int32_t k, const float *source, const float *importance, uint8_t *target);
+
+/* Bytes of the keys or the values, `n` elements wide, of one head in a KV page of type SLM_F16 or SLM_Q8_0; 0 for another.
+   `fill`: n is filled up to 16, as it is in q8_0 and in the values of f16. */
+int64_t slm_kv_bytes(int32_t type, int32_t n, int32_t fill);
 
 /* Bytes of one row of an act slot. */
 int64_t slm_act_row_bytes(int32_t act_block, int32_t k);

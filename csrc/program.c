@@ -354,6 +354,11 @@ void slm_free(void *memory, int64_t bytes) {
 }
 #endif
 
+int64_t slm_kv_bytes(int32_t type, int32_t n, int32_t fill) {
+  const int64_t wide = fill ? (n + 15LL) / 16 * 16 : n;
+  return type == SLM_F16 ? SLM_PAGE * wide * 2 : type == SLM_Q8_0 ? SLM_PAGE * wide / 8 * 9 : 0;
+}
+
 static int64_t up64(int64_t n) { return (n + 63) / 64 * 64; }
 
 /* Bytes of kernel scratch that any op takes. */

@@ -141,7 +141,8 @@ static int turns(const slm_program *p, const slm_op *op) {
 }
 static int page_part(const slm_program *p, const slm_op *op) {
   return op->kv_heads > 0 && op->dk > 0 && op->dv > 0 && op->window >= 0 && (op->rope == -1 || turns(p, op)) &&
-         range(op->kv, (int64_t)op->kv_heads * SLM_PAGE * 2 * (op->dk + (op->dv + 15) / 16 * 16), p->page_bytes);
+         slm_kv_bytes(op->kv_type, op->dk, 1) &&
+         range(op->kv, op->kv_heads * (slm_kv_bytes(op->kv_type, op->dk, op->kv_type == SLM_Q8_0) + slm_kv_bytes(op->kv_type, op->dv, 1)), p->page_bytes);
 }
 
 static int matmul_fits(const dump *d, const slm_op *op) {

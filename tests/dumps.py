@@ -46,6 +46,7 @@ class Shape:
     odd: bool = False  # ops that no fusion takes in
     window: int = 0
     softcap: float = 0.0
+    kv: str = "f16"
     bad: bool = False  # the embedding of BAD_ID is no number
     rows: int = 40
 
@@ -61,6 +62,7 @@ SHAPES = {
     "floats": Shape(40, 2, 1, 128, 128, 172, 90, ("F32", "BF16", "F16"), "BF16", "F32", "F32", odd=True),
     "bad": Shape(32, 2, 1, 16, 16, 64, 70, ("Q8_0", "F32"), "F32", bad=True),
     "window": Shape(32, 5, 1, 16, 24, 32, 48, ("Q8_0",), "Q4_1", window=23, softcap=2.0),
+    "eights": Shape(32, 10, 2, 24, 40, 32, 48, ("Q8_0",), "Q4_1", window=33, kv="q8_0"),
     "long": Shape(32, 2, 1, 8, 8, 32, 48, ("Q8_0",), "Q4_1", layers=1, rows=512),
 }  # fmt: skip
 
@@ -197,7 +199,8 @@ def random_shape(seed: int) -> Shape:
         embedding=pick(), output=rng.choice([None, pick()]), down=pick(), half=int(rng.integers(1, dk // 2 + 1)),
         layers=int(rng.integers(1, 4)), biases=bool(rng.integers(2)),
         odd=block > 5 and bool(rng.integers(2)), window=int(rng.choice([0, rng.integers(1, 80)])),
-        softcap=float(rng.choice([0, 3])), bad=block == 1 and bool(rng.integers(2)), rows=int(rng.integers(40, 70)),
+        softcap=float(rng.choice([0, 3])), kv=str(rng.choice(["f16", "q8_0"])),
+        bad=block == 1 and bool(rng.integers(2)), rows=int(rng.integers(40, 70)),
     )  # fmt: skip
 
 
@@ -207,7 +210,7 @@ def make(folder: Path, name: str, shape: Shape, fuse: bool = True, seed: int = 0
     built, types = program(shape)
     write_model(path.with_suffix(".gguf"), built, types, shape.bad, seed)
     with GGUF.open(path.with_suffix(".gguf")) as file:
-        native = Native(built, Weights(file), rows=shape.rows, fuse=fuse)
+        native = Native(built, Weights(file), rows=shape.rows, fuse=fuse, kv=shape.kv)
         try:
             dump(native, steps(shape), path)
         finally:

@@ -25,6 +25,7 @@ KERNELS = Kernels(
     row_bytes=lambda kind, k: {F32: 4, Q8_0: 2, Q6_K: 1}[kind] * k,
     act_row_bytes=lambda block, k: up(k * (2 if block else 4), 64),
     act_block=lambda kind: BLOCK[kind],
+    kv_bytes=lambda kind, n, fill: 128 * (up(n, 16) if fill else n),
 )
 
 

@@ -183,13 +183,14 @@ class Bench:
         threads: int | None = None,
         progress: Callable[[float], None] | None = None,
         limits: int = PROBE_BYTES,
+        kv: str = "f16",
     ) -> None:
         """Options as for tinyslm.load, which also says what is raised; `limits`: bytes that the probe reads."""
-        self.path = Path(path)
+        self.path, self.kv = Path(path), kv
         with GGUF.open(self.path) as file:
             self.bytes = sum(t.nbytes for t in file.tensors.values())
             self.params = sum(prod(t.shape) for t in file.tensors.values())
-        self.model = load(self.path, threads=threads, chunk=CHUNK, progress=progress)
+        self.model = load(self.path, threads=threads, kv=kv, chunk=CHUNK, progress=progress)
         try:
             self.limits = Limits(self.model.isa, self.model.threads, limits)
         except BaseException:
@@ -205,6 +206,7 @@ class Bench:
         return {
             "model_filename": str(self.path), "model_size": self.bytes, "model_n_params": self.params,
             "backends": self.model.backend, "isa": self.model.isa, "n_threads": self.model.threads, "n_batch": CHUNK,
+            "type_k": self.kv, "type_v": self.kv,
         }  # fmt: skip
 
     def check(self, case: Case) -> None:

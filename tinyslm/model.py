@@ -38,6 +38,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     backend: str | None = None,
+    kv: str = "f16",
     chunk: int = 512,
     progress: Callable[[float], None] | None = None,
 ) -> Model:
@@ -47,7 +48,8 @@ def load(
     None, the built-in model.
     threads: None takes TINYSLM_THREADS, or the physical cores that this process may use. context: tokens that a
     sequence can hold; None is the file's own; memory is taken as it is used. backend: "native", "numba" or
-    "reference"; None takes TINYSLM_BACKEND, or the fastest there is. chunk: most tokens in a step. progress: called
+    "reference"; None takes TINYSLM_BACKEND, or the fastest there is. kv: "f16", or "q8_0", which keeps keys and values
+    in 9 bits instead of 16 (not on numba). chunk: most tokens in a step. progress: called
     with the share of the weights that is loaded, 0 to 1.
 
     Raises FileError for a file that is missing or broken, UnsupportedError for one that needs what is not built,
@@ -57,7 +59,7 @@ def load(
         path = builtin.path()
     elif isinstance(path, str) and path.startswith(hub.PREFIX):
         path = hub.fetch(path)
-    return Model(path, threads=threads, context=context, backend=backend, chunk=chunk, progress=progress)
+    return Model(path, threads=threads, context=context, backend=backend, kv=kv, chunk=chunk, progress=progress)
 
 
 class Stream:
@@ -107,11 +109,12 @@ class Model:
         threads: int | None = None,
         context: int | None = None,
         backend: str | None = None,
+        kv: str = "f16",
         chunk: int = 512,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self.path = Path(path)
-        self._options = {"threads": threads, "context": context, "backend": backend, "chunk": chunk}
+        self._options = {"threads": threads, "context": context, "backend": backend, "kv": kv, "chunk": chunk}
         self.backend = backends.choose(backend)
         self.threads = default_threads() if threads is None else _integer("threads", threads, 1, 1024)
         _integer("chunk", chunk, 1, 1 << 16)
@@ -121,7 +124,7 @@ class Model:
             self.context = self._context(context, program.context)
             with ThreadPoolExecutor(1) as other:  # the tokenizer is built while C packs the weights
                 future = other.submit(tokenizer.load, file.metadata, self.path)
-                made = backends.make(self.backend, program, Weights(file), self.threads, chunk, progress)
+                made = backends.make(self.backend, program, Weights(file), self.threads, chunk, progress, kv)
                 try:
                     self.tokenizer: Tokenizer = future.result()
                     if self.tokenizer.vocab_size != program.vocab:

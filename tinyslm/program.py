@@ -14,6 +14,7 @@ from .ops import Op, Program, RopeTable, Value, Weight
 
 NARROW = 8  # SLM_NARROW
 PAGE = 64
+F16 = 1  # SLM_F16
 TILE = 16  # act slots are padded to a multiple of any instruction set's tile
 WAIT_NARROW, WAIT_WIDE = 1, 2
 
@@ -28,6 +29,7 @@ class Kernels:
     row_bytes: Callable[[int, int], int]
     act_row_bytes: Callable[[int, int], int]  # (act_block, k)
     act_block: Callable[[int], int]
+    kv_bytes: Callable[[int, int, int], int]  # (type, width of a key or value, whether it is filled up to 16)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class LoweredOp:
     dk: int = 0
     dv: int = 0
     rope: int = -1
+    kv_type: int = 0
     window: int = 0
     epilogue: str = "PLAIN"
     act_block: int = 0
@@ -101,13 +104,16 @@ def up(n: int, step: int = 64) -> int:
     return (n + step - 1) // step * step
 
 
-def lower(program: Program, types: dict[str, int], kernels: Kernels, rows: int, fuse: bool = True) -> Lowered:
-    """Lower `program` for steps of up to `rows` tokens. `types`: the GGUF type of each matrix, by name.
+def lower(
+    program: Program, types: dict[str, int], kernels: Kernels, rows: int, fuse: bool = True, kv: int = 1
+) -> Lowered:
+    """Lower `program` for steps of up to `rows` tokens. `types`: the GGUF type of each matrix, by name; `kv`:
+    that of keys and values.
 
     With fuse=False every op of the plain program is one of the lowered program too, and every value stays in the
     workspace until the next step, so that it can be looked at.
     """
-    lowering = _Lowering(program, types, kernels, fuse)
+    lowering = _Lowering(program, types, kernels, fuse, kv)
     ops = lowering.run()
     workspace, scratch = _layout(ops, kernels, rows, keep=not fuse)
     for bit in (WAIT_NARROW, WAIT_WIDE):
@@ -132,6 +138,7 @@ class _Lowering:
     types: dict[str, int]
     kernels: Kernels
     fuse: bool
+    kv_type: int
     ops: list[LoweredOp] = field(default_factory=list)
     placements: dict[Weight, Placement] = field(default_factory=dict)
     arena: int = 0
@@ -149,7 +156,9 @@ class _Lowering:
         self.kv: list[int] = []
         for s in p.stores:
             self.kv.append(self.page)
-            self.page += up(s.kv_heads * PAGE * 2 * (s.dk + up(s.dv, 16)))
+            kv_bytes = self.kernels.kv_bytes
+            key = kv_bytes(self.kv_type, s.dk, self.kv_type != F16)
+            self.page += up(s.kv_heads * (key + kv_bytes(self.kv_type, s.dv, 1)))
         skip: set[int] = set()
         for op in p.ops:
             if id(op) not in skip:
@@ -284,13 +293,13 @@ class _Lowering:
     def _store(self, op: Op) -> list[Op]:
         s, (k, rope) = self.program.stores[op.store], self.unturned(op.reads[0])
         self.emit("STORE", None, x_value=k, y_value=op.reads[1], rope=rope, heads=s.kv_heads, kv_heads=s.kv_heads,
-                  dk=s.dk, dv=s.dv, kv=self.kv[op.store], store=op.store)  # fmt: skip
+                  dk=s.dk, dv=s.dv, kv_type=self.kv_type, kv=self.kv[op.store], store=op.store)  # fmt: skip
         return []
 
     def _attend(self, op: Op) -> list[Op]:
         s, (q, rope) = self.program.stores[op.store], self.unturned(op.reads[0])
         self.emit("ATTEND", op.out, x_value=q, rope=rope, heads=op.heads, kv_heads=s.kv_heads, dk=s.dk, dv=s.dv,
-                  window=s.window, kv=self.kv[op.store], store=op.store, scale=op.scale,
+                  kv_type=self.kv_type, window=s.window, kv=self.kv[op.store], store=op.store, scale=op.scale,
                   softcap=op.softcap)  # fmt: skip
         return []
 

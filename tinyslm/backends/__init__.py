@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ..errors import BackendError, OptionError
 from ..ops import Program
-from .base import Backend, Weights
+from .base import KV_TYPES, Backend, Weights
 
 NAMES = ("native", "numba", "reference")
 REMEDY = "install a C compiler, then: pip install --no-cache-dir --force-reinstall tinyslm"
@@ -36,17 +36,25 @@ def choose(name: str | None = None) -> str:
 
 
 def make(
-    name: str, program: Program, weights: Weights, threads: int, rows: int, progress: Callable[[float], None] | None
-) -> Backend:
-    """The backend of that name, its weights loaded; heavy libraries are imported here and not before."""
+    name: str, program: Program, weights: Weights, threads: int, rows: int, progress: Callable[[float], None] | None,
+    kv: str = "f16",
+) -> Backend:  # fmt: skip
+    """The backend of that name, its weights loaded; heavy libraries are imported here and not before.
+
+    Raises OptionError for a `kv` that is none of KV_TYPES, and BackendError for one that the backend does not have.
+    """
+    if kv not in KV_TYPES:
+        raise OptionError(f"kv={kv!r}: must be one of {', '.join(KV_TYPES)}")
     if name == "native":
         from .native import Native
 
-        return Native(program, weights, threads, rows, progress=progress)
+        return Native(program, weights, threads, rows, progress=progress, kv=kv)
     if name == "numba":
+        if kv != "f16":
+            raise BackendError(f"kv={kv!r}: the numba backend has f16 alone; {REMEDY}")
         from .numba import Numba
 
         return Numba(program, weights, threads=threads)
     from .reference import Reference
 
-    return Reference(program, weights)
+    return Reference(program, weights, kv=kv)

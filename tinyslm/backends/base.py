@@ -12,6 +12,7 @@ from ..gguf import GGUF
 from ..ops import Program, Weight
 
 PAGE = 64  # positions in a KV page
+KV_TYPES = ("f16", "q8_0")  # of keys and values
 
 # How a backend rounds the activations that meet a weight of each type (design, section 4): the length of the blocks
 # that share one int8 scale; types that are not here meet float32 activations.
@@ -87,6 +88,13 @@ class Weights:
             return values
         order = weight.row_order()
         return values.ravel() if order is None else values.ravel()[order]
+
+
+def kv_bytes(program: Program, kv: str) -> int:
+    """Bytes of a page of keys and values: f16, or q8_0, int8 and a scale of two bytes for each 16 (filled up to 16)."""
+    if kv == "f16":
+        return sum(s.kv_heads * PAGE * (s.dk + s.dv) * 2 for s in program.stores)
+    return sum(s.kv_heads * PAGE * -(-n // 16) * 18 for s in program.stores for n in (s.dk, s.dv))
 
 
 def matrix_types(program: Program, weights: Weights) -> dict[str, str]:

@@ -20,10 +20,10 @@ from ..program import Kernels, Lowered, LoweredOp, Placement, lower
 from .base import Batch, Weights, matrix_types
 
 SLICE = 2 << 20  # bytes of a file that are read and packed at once
-KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block)
+KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block, lib.slm_kv_bytes)
 FIELDS = (
     "output", "gather", "barrier", "type", "type2", "n", "k", "ldx", "ldy", "ldout", "heads", "kv_heads", "dk", "dv",
-    "rope", "window", "act_block", "eps", "scale", "softcap", "x", "y", "out", "w", "w2", "bias", "bias2", "norm", "kv",
+    "rope", "kv_type", "window", "act_block", "eps", "scale", "softcap", "x", "y", "out", "w", "w2", "bias", "bias2", "norm", "kv",
     "act_narrow", "act_wide",
 )  # fmt: skip
 NO_BUFFER = ffi.cast("uint8_t *", 0)
@@ -62,6 +62,7 @@ class Native:
         isa: str | None = None,
         fuse: bool = True,
         progress: Callable[[float], None] | None = None,
+        kv: str = "f16",
     ) -> None:
         self.isa, self.threads = choose_isa(isa), threads
         types = {name: BY_NAME[kind].id for name, kind in matrix_types(program, weights).items()}
@@ -72,7 +73,7 @@ class Native:
                     "has: llama-quantize ORIGINAL.gguf OUT.gguf Q8_0"
                 )
                 raise UnsupportedError(weights.file.path, problem, where=w.name, got=weights.type_name(w))
-        self.lowered = lower(program, types, KERNELS, rows, fuse)
+        self.lowered = lower(program, types, KERNELS, rows, fuse, BY_NAME[kv.upper()].id)
         self.page_bytes = max(self.lowered.page, 64)  # a program without attention has pages too
         self._cancel, self._batch = ffi.new("int32_t *"), ffi.new("slm_batch *")
         self._arena = Memory(self.lowered.arena)

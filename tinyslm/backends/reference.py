@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import CancelledError
 from ..formats import Integers
-from ..ops import Op, Program, Rows, Weight
+from ..ops import Op, Program, Rows, Store, Weight
 from .arithmetic import (
     LANES,
     block_dots,
@@ -29,9 +29,10 @@ from .arithmetic import (
     tanh32,
     turns,
 )
-from .base import ACTIVATION_BLOCK, PAGE, Batch, Weights
+from .base import ACTIVATION_BLOCK, PAGE, Batch, Weights, kv_bytes
+from .reference_kv import CACHES, Cache, Held
 
-Page = list[tuple[np.ndarray, np.ndarray]]
+Page = list[Held]
 SLICE = 1 << 22  # weights that are decoded at once
 CACHED = 1 << 15  # results that are summed at once, so that they stay in the cache
 SEGMENT = 512  # positions over which one running softmax goes
@@ -42,9 +43,9 @@ class Reference:
 
     name = "reference"
 
-    def __init__(self, program: Program, weights: Weights, int8: bool = True) -> None:
-        self.program, self.int8 = program, int8
-        self.page_bytes = sum(s.kv_heads * PAGE * (s.dk + s.dv) * 2 for s in program.stores)
+    def __init__(self, program: Program, weights: Weights, int8: bool = True, kv: str = "f16") -> None:
+        self.program, self.int8, self.cache = program, int8, CACHES[kv]
+        self.page_bytes = kv_bytes(program, kv)
         # All of the file that is needed, read now: it may be closed afterwards.
         self._blocks = {w: weights.blocks(w) for w in program.weights() if w.k}
         self._vectors = {w: weights.floats(w) for w in program.weights() if not w.k}
@@ -83,17 +84,15 @@ class Reference:
         return out, ~np.isfinite(out).all(axis=1)
 
     def new_page(self) -> Page:
-        def empty(*shape: int) -> np.ndarray:
-            return np.zeros(shape, np.float16)
-
-        return [(empty(s.kv_heads, PAGE, s.dk), empty(s.kv_heads, PAGE, s.dv)) for s in self.program.stores]
+        return [self.cache.new(s) for s in self.program.stores]
 
     def free_page(self, page: Page) -> None:
         page.clear()
 
     def copy_page(self, target: Page, source: Page) -> None:
-        for (k, v), (k_source, v_source) in zip(target, source, strict=True):
-            k[...], v[...] = k_source, v_source
+        for held, other in zip(target, source, strict=True):
+            for array, copied in zip(held, other, strict=True):
+                array[...] = copied
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -163,13 +162,15 @@ def rope(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
 
 
 def store(self: Reference, op: Op, batch: Batch, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    k, v = k.astype(np.float16), v.astype(np.float16)
     s = self.program.stores[op.store]
+    out = np.empty((len(k), k.shape[1] + v.shape[1]), np.float32)
     for row, (sequence, position) in enumerate(zip(batch.sequence, batch.positions, strict=True)):
-        keys, values = batch.pages[sequence][position // PAGE][op.store]
-        keys[:, position % PAGE] = k[row].reshape(s.kv_heads, s.dk)
-        values[:, position % PAGE] = v[row].reshape(s.kv_heads, s.dv)
-    return np.concatenate([k, v], axis=1)
+        held = batch.pages[sequence][position // PAGE][op.store]
+        kept = self.cache.write(
+            held, position % PAGE, k[row].reshape(s.kv_heads, s.dk), v[row].reshape(s.kv_heads, s.dv)
+        )
+        out[row] = np.concatenate([half.ravel() for half in kept])
+    return out
 
 
 def attend(self: Reference, op: Op, batch: Batch, q: np.ndarray) -> np.ndarray:
@@ -181,22 +182,24 @@ def attend(self: Reference, op: Op, batch: Batch, q: np.ndarray) -> np.ndarray:
     for sequence in np.unique(sequences):
         own = sequences == sequence
         pages = [page[op.store] for page in batch.pages[sequence]]
-        y[own] = attend_sequence(scaled[own], positions[own], pages, s.window, op.softcap)
+        y[own] = attend_sequence(self.cache, s, scaled[own], positions[own], pages, op.softcap)
     return y.reshape(len(q), op.heads * s.dv)
 
 
-def attend_sequence(q: np.ndarray, positions: np.ndarray, pages: Page, window: int, softcap: float) -> np.ndarray:
+def attend_sequence(
+    cache: Cache, s: Store, q: np.ndarray, positions: np.ndarray, pages: Page, softcap: float
+) -> np.ndarray:
     """Softmax-weighted values: (rows, kv heads, group, dv), from scaled queries (rows, kv heads, group, dk) of one
-    sequence at ascending positions, each of which sees the `window` positions up to its own, or all where that is 0.
+    sequence at ascending positions, each of which sees the positions of its window up to its own.
 
     Segments of 512 positions are summed by themselves and added in order, what was summed and the new sums each scaled
     down to the greater of their maxima.
     """
-    top, total, out = empty_sums(q, pages, 1)
-    first = np.maximum(positions - window + 1, 0) if window else np.zeros_like(positions)
+    top, total, out = empty_sums(q, 1, s.dv)
+    first = np.maximum(positions - s.window + 1, 0) if s.window else np.zeros_like(positions)
     for start in range(first[0] // SEGMENT * SEGMENT, positions[-1] + 1, SEGMENT):
         row = slice(np.searchsorted(positions, start), np.searchsorted(first, start + SEGMENT))  # those that see of it
-        most, lanes, sums = attend_segment(q[row], first[row], positions[row], pages, start, softcap)
+        most, lanes, sums = attend_segment(cache, s, q[row], first[row], positions[row], pages, start, softcap)
         weight = lane_sum(lanes)[..., None]
         new = np.maximum(top[row], most)
         kept, added = exp_down(apart(top[row], new)), exp_down(apart(most, new))
@@ -212,24 +215,24 @@ def apart(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.where(before == after, np.float32(0), before - after)
 
 
-def empty_sums(q: np.ndarray, pages: Page, lanes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def empty_sums(q: np.ndarray, lanes: int, dv: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each query: the greatest score (…, 1), the sums of weights (…, lanes), that of weighted values (…, dv)."""
-    sums = np.zeros((*q.shape[:3], lanes + pages[-1][1].shape[2]), np.float32)
+    sums = np.zeros((*q.shape[:3], lanes + dv), np.float32)
     return np.full((*q.shape[:3], 1), -np.inf, np.float32), sums[..., :lanes], sums[..., lanes:]
 
 
 def attend_segment(
-    q: np.ndarray, first: np.ndarray, positions: np.ndarray, pages: Page, start: int, softcap: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    cache: Cache, s: Store, q: np.ndarray, first: np.ndarray, positions: np.ndarray, pages: Page, start: int,
+    softcap: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """The sums over positions `start` … of a segment: a running softmax (Milakov and Gimelshein, arXiv:1805.02867) over
     pages of 64, where a new maximum scales down what was summed before it; weights by position modulo 16."""
-    most, weight, out = empty_sums(q, pages, LANES)
+    most, weight, out = empty_sums(q, LANES, s.dv)
     for page in range(max(start, first[0] // PAGE * PAGE), min(start + SEGMENT, positions[-1] + 1), PAGE):
         row = slice(np.searchsorted(positions, page), np.searchsorted(first, page + PAGE))
-        keys, values = pages[page // PAGE]
         at = page + np.arange(PAGE)
         seen = ((first[row, None] <= at) & (at <= positions[row, None]))[:, None, None]
-        scores = page_scores(q[row], keys.astype(np.float32))
+        scores = cache.scores(pages[page // PAGE], q[row])
         if softcap:
             scores = tanh32(scores * (np.float32(1) / np.float32(softcap))) * np.float32(softcap)
         scores = np.where(seen, scores, np.float32(-np.inf))
@@ -240,16 +243,8 @@ def attend_segment(
         lanes = (quarters[..., 0, :] + quarters[..., 1, :]) + (quarters[..., 2, :] + quarters[..., 3, :])
         most[row] = new
         weight[row] = fma32(weight[row], kept, lanes)
-        out[row] = add_values(out[row] * kept, share, seen, values.astype(np.float32))
+        out[row] = add_values(out[row] * kept, share, seen, cache.values(pages[page // PAGE])[..., : s.dv])
     return most, weight, out
-
-
-def page_scores(q: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Products of queries (rows, kv heads, group, dk) and keys (kv heads, 64, dk): (rows, kv heads, group, 64)."""
-    scores = np.zeros((*q.shape[:3], PAGE), np.float32)
-    for i in range(q.shape[3]):
-        scores = fma32(keys[:, None, :, i], q[..., i, None], scores)
-    return scores
 
 
 def add_values(out: np.ndarray, share: np.ndarray, seen: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -86,6 +86,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "-b", "--batch", metavar="N,…", type=_numbers(1, MOST), default=[1], help="sequences that generate together (1)"
     )
     add("-t", "--threads", metavar="N", type=_number, help="threads (the physical cores that this process may use)")
+    add("--kv", choices=("f16", "q8_0"), default="f16", help="how keys and values are kept (f16)")
     add("-r", "--repetitions", metavar="N", type=_number, default=5, help="repetitions of each test (5)")
     add("-o", "--output", choices=("md", "csv", "json"), default="md", help="a Markdown table, CSV, or JSON with all "
         "samples, its keys those of llama-bench where they mean the same (md)")  # fmt: skip
@@ -113,7 +114,7 @@ def _measure(path: Path, cases: Sequence[Case], args: Namespace, table: Table) -
 
     name = printable(path.name)
     with Status(f"loading {name}") as status:
-        bench = Bench(path, args.threads, _shown(status))
+        bench = Bench(path, args.threads, _shown(status), kv=args.kv)
     about = {"cpu_info": cpu()}
     with bench:
         for case in cases:

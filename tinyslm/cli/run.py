@@ -52,6 +52,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("-t", "--threads", metavar="N", type=integer(1), help="threads (the physical cores that this process may use)")
     add("-c", "--ctx-size", "--context", metavar="N", type=integer(0), dest="context",
         help="tokens that prompt and text may have together (0: as many as the model was made for)")  # fmt: skip
+    add("--kv", choices=("f16", "q8_0"), default="f16", help="how keys and values are kept: q8_0 takes 9 bits for each "
+        "instead of 16, and changes the answer a little (f16)")  # fmt: skip
     add("--stop", metavar="TEXT", action="append", help="end before this text; can be given more than once")
     add("--ignore-eos", action="store_true", help="go on where the model would end the text")
     add("--backend", choices=("native", "numba", "reference"), help="what runs the model (the fastest there is)")
@@ -103,7 +105,7 @@ def run(args: Namespace) -> int:
     output, path = Output(), source.find(args.model)
     run = Run()
     with Status("loading") as status:
-        model = load(path, threads=args.threads, context=args.context or None, backend=args.backend,
+        model = load(path, threads=args.threads, context=args.context or None, backend=args.backend, kv=args.kv,
                      progress=lambda share: setattr(status, "share", share))  # fmt: skip
     run.load_s = run.lap()
     with model:
