@@ -23,8 +23,8 @@ SLICE = 2 << 20  # bytes of a file that are read and packed at once
 KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block, lib.slm_kv_bytes)
 FIELDS = (
     "output", "gather", "barrier", "type", "type2", "n", "k", "ldx", "ldy", "ldout", "heads", "kv_heads", "dk", "dv",
-    "rope", "kv_type", "window", "act_block", "eps", "scale", "softcap", "x", "y", "out", "w", "w2", "bias", "bias2", "norm",
-    "kv", "act_narrow", "act_wide",
+    "rope", "kv_type", "window", "act_block", "eps", "scale", "softcap", "x", "y", "out", "w", "w2", "bias", "bias2",
+    "norm", "kv", "act_narrow", "act_wide",
 )  # fmt: skip
 NO_BUFFER = ffi.cast("uint8_t *", 0)
 
