@@ -370,7 +370,7 @@ def test_a_table_of_files(tmp_path: Path) -> None:
     [
         (("--shape", "what"), 1, "there is no shape 'what'; there are stories260k"),
         (("--shape", "stories260k,what"), 1, "there is no shape 'what'"),
-        (("--shape", "stories260k", "--type", "q9"), 1, "there is no type 'q9'; there are f16"),
+        (("--shape", "stories260k", "--type", "q9"), 1, "there is no type 'q9'; there are f32, f16, bf16, q8_0"),
         (("-m", "a.gguf", "--shape", "stories260k"), 2, "-m and --shape: one of the two"),
         (("-m", "a.gguf", "--type", "q4_0"), 2, "--type is of --shape"),
         (("-m", "a.gguf", "-p", "0", "-n", "0"), 2, "leaves nothing to measure"),

@@ -125,7 +125,7 @@ def test_wrong_usage(args: list[str], said: str) -> None:
 
 def test_verbs_are_suggested() -> None:
     assert "did you mean 'tokenize'?" in refused("tokenise", "x", code=2)
-    assert "run, pull, models, show, tokenize" in refused("xyz", code=2)
+    assert "run, chat, pull, models, show, tokenize, bench, perplexity, quantize, imatrix" in refused("xyz", code=2)
 
 
 def test_prompts_that_are_no_utf8(model: Path, tmp_path: Path) -> None:
@@ -507,13 +507,13 @@ def test_show_what_cannot_run(model: Path, tmp_path: Path) -> None:
     assert "context         77" in text
     assert "cannot run" in text
     with gguf.GGUF.open(model) as file:
-        double = [
-            gguf.TensorData(t.name, t.shape, 28, np.ones(t.shape)) if len(t.shape) == 1 else
+        copied = [  # Q8_1, which only copies of activations have
+            gguf.TensorData(t.name, t.shape, 9, np.zeros(t.shape[0] // 32 * 36, np.uint8)) if len(t.shape) == 1 else
             gguf.TensorData(t.name, t.shape, t.type, file.read(t))
             for t in file.tensors.values()
         ]  # fmt: skip
-        gguf.write(tmp_path / "double.gguf", file.metadata, double)
-    assert "tensor type F64 is not supported" in written("show", tmp_path / "double.gguf")
+        gguf.write(tmp_path / "copied.gguf", file.metadata, copied)
+    assert "tensor type Q8_1 is not supported" in written("show", tmp_path / "copied.gguf")
     nothing = tmp_path / "nothing.gguf"
     nothing.write_bytes(ggufs.gguf())
     assert "none is named" in written("show", nothing)
