@@ -20,9 +20,10 @@ from toys import Run, Shape, write_toy
 
 from tinyslm import config, gguf, models
 from tinyslm.backends import base, numba, numba_memory
+from tinyslm.backends.arithmetic import round_activations
 from tinyslm.backends.numba import Numba
 from tinyslm.backends.reference import Reference
-from tinyslm.errors import CancelledError
+from tinyslm.errors import CancelledError, OptionError
 from tinyslm.formats import BY_NAME
 from tinyslm.ops import Builder, Program, Value, Weight
 
@@ -123,6 +124,53 @@ def test_like_the_reference(tmp_path: Path, shape: Shape) -> None:
     # A code or a key that rounds the other way, for a difference in the last bits before it, moves all tokens after it.
     assert np.quantile(error, 0.2) < 2e-5
     assert error.max() < 0.2
+
+
+@pytest.mark.parametrize("shape", ["32", "256"])
+def test_activations_left_as_they_are(tmp_path: Path, shape: str) -> None:
+    program, weights, _ = pair(tmp_path, SHAPES[shape])
+    found = np.concatenate(logits_of(Numba(program, weights, 2, activations=0), program))
+    expected = np.concatenate(logits_of(Reference(program, weights, int8=False), program))
+    assert np.abs(found - expected).max() < 2e-3  # a key that rounds to the other f16
+    assert np.quantile(np.abs(found - expected), 0.1) < 2e-5
+
+
+def test_activations_rounded_in_the_types_own_blocks(tmp_path: Path) -> None:
+    """They give what the kernels of those types do; F16 weights meet them as they are."""
+    shape = Shape(width=128, heads=4, kv_heads=4, dk=32, dv=32, half=16, ff=192, types=("Q8_0", "F16", "Q4_1"))
+    program, weights, backend = pair(tmp_path, shape)
+    expected, found, plain = (
+        logits_of(b, program, [[(name, 2, 2) for name in range(20)]])[0]
+        for b in (backend, Numba(program, weights, 2, activations=32), Numba(program, weights, activations=0))
+    )
+    assert np.median(np.abs(found - expected).max(axis=1)) < 2e-5  # some code may round the other way
+    assert np.median(np.abs(found - plain).max(axis=1)) > 1e-3
+
+
+@pytest.mark.parametrize("block", [64, 96])
+def test_activations_rounded_in_other_blocks(tmp_path: Path, block: int) -> None:
+    kind, plain, rng = BY_NAME["Q5_0"], BY_NAME["F32"], np.random.default_rng(0)
+    x, w = (rng.standard_normal((n, 192), np.float32) for n in (9, 7))
+    tensors = [("x", (192, 9), plain.id, x), ("w", (192, 7), kind.id, kind.quantise(w))]
+    gguf.write(tmp_path / "one.gguf", {"general.architecture": "toy"}, tensors)
+    b = Builder(7, 64)
+    b.logits(b.matmul(b.select(b.embed(Weight("x", 9, 192))), Weight("w", 7, 192)))
+    program, weights = b.build(), weights_of(tmp_path / "one.gguf")
+    found = np.empty((9, 7), np.float32)
+    rounding = Numba(program, weights, activations=block)
+    assert not rounding.step(batch(list(range(9)), 0, [rounding.new_page()], 9), found).any()
+    codes, scale = round_activations(x, block)
+    expected = (codes * scale.repeat(block, axis=1)).astype(np.float64) @ weights.floats(Weight("w", 7, 192)).T
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    assert np.abs(found - x @ weights.floats(Weight("w", 7, 192)).T).max() > 1e-2
+
+
+@pytest.mark.parametrize(("activations", "said"), [(-32, "must be a multiple of 32, or 0"), (48, "must be a multiple"),
+                                                   (64, "rows of 96, no multiple of it")])  # fmt: skip
+def test_activations_that_cannot_be(tmp_path: Path, activations: int, said: str) -> None:
+    program = write_toy(tmp_path / "toy.gguf", SHAPES["32"])
+    with pytest.raises(OptionError, match=said):
+        Numba(program, weights_of(tmp_path / "toy.gguf"), activations=activations)
 
 
 @pytest.mark.parametrize("shape", ["grouped", "32", "256"])

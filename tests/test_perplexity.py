@@ -298,9 +298,26 @@ def test_the_verb(files: tuple[Path, Path], both: tuple[Scorer, Scorer], tmp_pat
     assert out.count("\n") == 1
 
 
+def test_activations(both: tuple[Scorer, Scorer]) -> None:
+    """Rounding them costs less in short blocks than in long ones; without, only the arithmetic differs."""
+    path, found = both[1].model.path, dict[int, float]()
+    for block in (0, 32):
+        with Scorer(path, activations=block) as model, Scorer(path, activations=0) as base:
+            found[block] = measure(model, windows(model, TEXT, 60), base=base).comparison.kl.value  # type: ignore[union-attr]
+    assert found[0] == 0 < found[32] < 1e-3
+    with Scorer(path, activations=0) as base:
+        engine = measure(both[1], windows(base, TEXT, 60), base=base).comparison
+    assert engine
+    assert found[32] / 2 < engine.kl.value < found[32] * 2
+
+
 @pytest.mark.parametrize(
     ("args", "code", "told"),
     [
+        (("-f", "short.txt", "--activations", "f16"), 2, "'f16' is no whole number"),
+        (("-f", "short.txt", "--activations", "33"), 1, "activations=33: must be a multiple of 32"),
+        (("-f", "short.txt", "--activations", "f32", "--backend", "native"), 1, "need the numba backend, not 'native'"),
+        (("-f", "short.txt", "--base-activations", "f32"), 2, "--base-activations is of --base"),
         (("-f", "none.txt"), 1, r"none\.txt: No such file or directory"),
         (("-f", "latin.txt"), 1, r"latin\.txt: the text is not UTF-8 at byte 3"),
         (("-f", "short.txt"), 1, r"the text has \d+ tokens, a window needs 256: "),

@@ -40,6 +40,7 @@ def load(
     backend: str | None = None,
     kv: str = "f16",
     chunk: int = 512,
+    activations: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Model:
     """Open a GGUF file and load its weights.
@@ -49,8 +50,10 @@ def load(
     threads: None takes TINYSLM_THREADS, or the physical cores that this process may use. context: tokens that a
     sequence can hold; None is the file's own; memory is taken as it is used. backend: "native", "numba" or
     "reference"; None takes TINYSLM_BACKEND, or the fastest there is. kv: "f16", or "q8_0", which keeps keys and values
-    in 9 bits instead of 16 (not on numba). chunk: most tokens in a step. progress: called
-    with the share of the weights that is loaded, 0 to 1.
+    in 9 bits instead of 16 (not on numba). chunk: most tokens in a step. activations: None, rounded to int8 as the
+    kernels have it; to measure what that costs, on the numba backend, 0 leaves them float32, and N rounds them in
+    blocks of N where they meet quantised weights. progress: called with the share of the weights that is loaded, 0 to
+    1.
 
     Raises FileError for a file that is missing or broken, UnsupportedError for one that needs what is not built,
     OptionError and BackendError for options that cannot be met, HubError where the hub does not give the model.
@@ -59,7 +62,8 @@ def load(
         path = builtin.path()
     elif isinstance(path, str) and path.startswith(hub.PREFIX):
         path = hub.fetch(path)
-    return Model(path, threads=threads, context=context, backend=backend, kv=kv, chunk=chunk, progress=progress)
+    return Model(path, threads=threads, context=context, backend=backend, kv=kv, chunk=chunk, activations=activations,
+                 progress=progress)  # fmt: skip
 
 
 class Stream:
@@ -111,11 +115,13 @@ class Model:
         backend: str | None = None,
         kv: str = "f16",
         chunk: int = 512,
+        activations: int | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self.path = Path(path)
-        self._options = {"threads": threads, "context": context, "backend": backend, "kv": kv, "chunk": chunk}
-        self.backend = backends.choose(backend)
+        self._options = {"threads": threads, "context": context, "backend": backend, "kv": kv, "chunk": chunk,
+                         "activations": activations}  # fmt: skip
+        self.backend = backends.choose(backend, activations)
         self.threads = default_threads() if threads is None else _integer("threads", threads, 1, 1024)
         _integer("chunk", chunk, 1, 1 << 16)
         with GGUF.open(self.path) as file:
@@ -124,7 +130,8 @@ class Model:
             self.context = self._context(context, program.context)
             with ThreadPoolExecutor(1) as other:  # the tokenizer is built while C packs the weights
                 future = other.submit(tokenizer.load, file.metadata, self.path)
-                made = backends.make(self.backend, program, Weights(file), self.threads, chunk, progress, kv)
+                made = backends.make(self.backend, program, Weights(file), self.threads, chunk, progress, kv,
+                                     activations)  # fmt: skip
                 try:
                     self.tokenizer: Tokenizer = future.result()
                     if self.tokenizer.vocab_size != program.vocab:

@@ -199,10 +199,13 @@ class Scorer:
         threads: int | None = None,
         batch: int = 512,
         backend: str | None = None,
+        activations: int | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         """Options as for tinyslm.load, which also says what is raised; `batch`: most tokens in a step."""
-        self.model = load(path, threads=threads, backend=backend, chunk=batch, progress=progress)
+        self.model = load(
+            path, threads=threads, backend=backend, chunk=batch, activations=activations, progress=progress
+        )
         self.tokenizer, self.threads = self.model.tokenizer, self.model.threads
         self._engine, self._batch = self.model._scheduler.engine, batch
         rows = max(1, min(batch, BLOCK_BYTES // (4 * self.model.vocab_size)))

@@ -19,12 +19,16 @@ def has_native() -> bool:
     return importlib.util.find_spec("tinyslm._native") is not None
 
 
-def choose(name: str | None = None) -> str:
-    """`name`, or TINYSLM_BACKEND, or native, or, with a warning, numba where the C core was not built.
+def choose(name: str | None = None, activations: int | None = None) -> str:
+    """`name`, or TINYSLM_BACKEND, or native, or, with a warning, numba where the C core was not built; with
+    `activations` numba, which alone can leave them or round them otherwise.
 
-    Raises OptionError for an unknown name, BackendError where native is asked for and not there.
+    Raises OptionError for an unknown name, or one that cannot do that; BackendError where native is asked for and not
+    there.
     """
-    wanted = name or os.environ.get("TINYSLM_BACKEND") or None
+    wanted = name or os.environ.get("TINYSLM_BACKEND") or (None if activations is None else "numba")
+    if activations is not None and wanted != "numba":
+        raise OptionError(f"activations other than the engine's own need the numba backend, not {wanted!r}")
     if wanted is not None and wanted not in NAMES:
         raise OptionError(f"backend {wanted!r}: must be one of {', '.join(NAMES)}")
     if wanted == "native" and not has_native():
@@ -37,7 +41,7 @@ def choose(name: str | None = None) -> str:
 
 def make(
     name: str, program: Program, weights: Weights, threads: int, rows: int, progress: Callable[[float], None] | None,
-    kv: str = "f16",
+    kv: str = "f16", activations: int | None = None,
 ) -> Backend:  # fmt: skip
     """The backend of that name, its weights loaded; heavy libraries are imported here and not before.
 
@@ -54,7 +58,7 @@ def make(
             raise BackendError(f"kv={kv!r}: the numba backend has f16 alone; {REMEDY}")
         from .numba import Numba
 
-        return Numba(program, weights, threads=threads)
+        return Numba(program, weights, threads, activations)
     from .reference import Reference
 
     return Reference(program, weights, kv=kv)

@@ -10,13 +10,13 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import CancelledError
+from ..errors import CancelledError, OptionError
 from ..formats import TYPE_IDS
 from ..ops import Op, Program, Value, Weight
 from . import numba_formats, numba_kernels, numba_memory
@@ -24,6 +24,7 @@ from . import numba_kernels as t
 from .base import ACTIVATION_BLOCK, PAGE, Batch, Weights
 
 ALIGNMENT = 64
+BLOCK = min(ACTIVATION_BLOCK.values())  # of activations that share a scale, at least
 PARALLEL = 4_000_000  # multiply-adds in a step from which helpers are worth waking
 
 STAMP = sum(Path(str(module.__file__)).stat().st_mtime_ns for module in (numba_formats, numba_memory))
@@ -61,13 +62,14 @@ def layout(program: Program) -> tuple[list[int], int]:
 
 
 class Arena:
-    """The weights of a program in one piece of memory: as the file has them where kernels read that, else as F32."""
+    """The weights of a program in one piece of memory: as the file has them where kernels read that, else as F32.
 
-    def __init__(self, program: Program, weights: Weights) -> None:
-        self.form = {w: weights.type_name(w) for w in program.weights()}
-        for w, name in self.form.items():
-            if not w.k or name not in numba_formats.DIRECT:
-                self.form[w] = "F32"
+    `direct`: the types that kernels read.
+    """
+
+    def __init__(self, program: Program, weights: Weights, direct: Collection[str]) -> None:
+        self.type = {w: weights.type_name(w) for w in program.weights()}
+        self.form = {w: name if w.k and name in direct else "F32" for w, name in self.type.items()}
         self.stride = {w: self._row_bytes(weights, w) for w in self.form}
         ends = np.cumsum([-(-w.n * self.stride[w] // ALIGNMENT) * ALIGNMENT for w in self.form]).tolist()
         self.start = dict(zip(self.form, [0, *ends], strict=False))
@@ -75,7 +77,7 @@ class Arena:
         self.address = -(-address(self.memory) // ALIGNMENT) * ALIGNMENT
         inside = self.memory[self.address - address(self.memory) :]
         for w, name in self.form.items():
-            rows = weights.blocks(w) if name == weights.type_name(w) and w.k else weights.floats(w).view(np.uint8)
+            rows = weights.blocks(w) if name == self.type[w] and w.k else weights.floats(w).view(np.uint8)
             inside[self.start[w] :][: w.n * self.stride[w]] = rows.ravel()
 
     def _row_bytes(self, weights: Weights, w: Weight) -> int:
@@ -86,11 +88,15 @@ class Arena:
 
 
 class Encoder:
-    """Writes the op table of a program: one row of integers an op, and the floats that ops name."""
+    """Writes the op table of a program: one row of integers an op, and the floats that ops name.
 
-    def __init__(self, program: Program, arena: Arena) -> None:
-        self.program, self.arena = program, arena
+    activations: see Numba.
+    """
+
+    def __init__(self, program: Program, arena: Arena, activations: int | None) -> None:
+        self.program, self.arena, self.activations = program, arena, activations
         self.offsets, self.width = layout(program)
+        self._copy = self.width  # where a row of the workspace has activations that are rounded and floats again
         self.rows: list[list[int]] = []
         self.reals: list[float] = []
         self.trig_width = 0
@@ -108,6 +114,8 @@ class Encoder:
             self.trig_width += 2 * r
         for op in program.ops:
             self._op(op)
+        if activations:
+            self.width += self.widest
 
     def _row(self, kind: str, columns: dict[int, int]) -> None:
         row = [0] * t.COLUMNS
@@ -130,7 +138,11 @@ class Encoder:
             form = self.arena.form[w]
             columns |= {t.WEIGHT: self.arena.start[w], t.STRIDE: self.arena.stride[w], t.FORMAT: TYPE_IDS[form]}
             if op.kind == "matmul":
-                columns[t.BLOCK] = self._quantise(op.reads[0], ACTIVATION_BLOCK.get(form, 1))
+                if self.activations is None:
+                    columns[t.BLOCK] = self._quantise("quantise", op.reads[0], ACTIVATION_BLOCK.get(form, 1))
+                elif self.activations and self.arena.type[w] in ACTIVATION_BLOCK:
+                    self._quantise("round", op.reads[0], self.activations)
+                    columns[t.IN] = self._copy
         if op.bias is not None:
             columns[t.BIAS] = self.arena.start[op.bias]
         if op.kind == "rope":
@@ -142,11 +154,13 @@ class Encoder:
                         t.VALUES: start + PAGE * s.kv_heads * s.dk}  # fmt: skip
         self._row(op.kind, columns)
 
-    def _quantise(self, x: Value, block: int) -> int:
+    def _quantise(self, kind: str, x: Value, block: int) -> int:
         """Have x rounded to int8 in blocks of `block`, unless the op before has left it so."""
         if block > 1 and self._quantised != (x.index, block):
-            self._row("quantise", {t.IN: self.offsets[x.index], t.IN_WIDTH: x.width, t.BLOCK: block,
-                                   t.OUTPUT_ROWS: int(x.rows == "output")})  # fmt: skip
+            if x.width % block:
+                raise OptionError(f"activations={block}: the model has rows of {x.width}, no multiple of it")
+            self._row(kind, {t.IN: self.offsets[x.index], t.IN_WIDTH: x.width, t.BLOCK: block, t.OUT: self._copy,
+                             t.OUTPUT_ROWS: int(x.rows == "output")})  # fmt: skip
             self._quantised = (x.index, block)
             self.widest = max(self.widest, x.width)
         return block
@@ -182,14 +196,21 @@ def _serve(run: Callable[[int], object], calls: queue.SimpleQueue[bool], thread:
 
 
 class Numba:
-    """Runs a program on `threads` threads; small steps on the caller's alone."""
+    """Runs a program on `threads` threads; small steps on the caller's alone.
+
+    activations: None, rounded to int8 as the types of the weights have it. To measure what that costs, 0: not rounded;
+    else rounded in blocks of so many where they meet a quantised weight. Weights are then held as F32. OptionError
+    where that is no multiple of 32, or the rows of the model no multiple of it.
+    """
 
     name = "numba"
 
-    def __init__(self, program: Program, weights: Weights, threads: int = 1) -> None:
+    def __init__(self, program: Program, weights: Weights, threads: int = 1, activations: int | None = None) -> None:
+        if activations is not None and (activations < 0 or activations % BLOCK):
+            raise OptionError(f"activations={activations}: must be a multiple of {BLOCK}, or 0 for float32")
         self.program, self.threads = program, max(1, threads)
-        self._arena = Arena(program, weights)
-        encoder = Encoder(program, self._arena)
+        self._arena = Arena(program, weights, numba_formats.DIRECT if activations is None else ("F32",))
+        encoder = Encoder(program, self._arena, activations)
         self._ops = np.array(encoder.rows, np.int64)
         self._reals = np.array(encoder.reals, np.float64)
         self._width, self._trig_width, self._widest = encoder.width, encoder.trig_width, encoder.widest
@@ -222,7 +243,7 @@ class Numba:
         if rows <= self._room:
             return
         self._room = rows
-        blocks = -(-self._widest // min(ACTIVATION_BLOCK.values()))
+        blocks = -(-self._widest // BLOCK)
         self._memory: dict[int, np.ndarray] = {
             t.WORK: np.empty(rows * self._width, np.float32),
             t.TRIGS: np.empty(rows * self._trig_width, np.float32),

@@ -52,8 +52,9 @@ KINDS = (
     "logits",
     "quantise",
     "angles",
+    "round",
 )
-EMBED, RMSNORM, MATMUL, ROPE, STORE, ATTEND, GLU, ADD, SELECT, LOGITS, QUANTISE, ANGLES = range(len(KINDS))
+EMBED, RMSNORM, MATMUL, ROPE, STORE, ATTEND, GLU, ADD, SELECT, LOGITS, QUANTISE, ANGLES, ROUND = range(len(KINDS))
 # Entries of the memory map: sizes, then addresses.
 TOKENS, OUTPUTS, PAGE, TRIG_WIDTH, SCRATCH_BYTES = range(5)
 WORK, WEIGHTS, REALS, TRIGS, CODES, SCALES, SUMS, SCRATCH = range(5, 13)
@@ -175,6 +176,17 @@ def quantise(m, op, row):
         for i in range(block):
             s = np.int32(s + np.int32(codes[i]))
         total[b] = s
+
+
+@inner
+def rounded(m, op, row):
+    """A row of activations as its int8 codes and their scales say it, in floats."""
+    quantise(m, op, row)
+    k, block = op[IN_WIDTH], op[BLOCK]
+    codes, scale = i16(m[CODES] + 2 * row * k, k), f32(m[SCALES] + 4 * row * (k // block), k // block)
+    y = f32(value(m, op[OUT], k, row), k)
+    for i in range(k):
+        y[i] = np.float32(codes[i]) * scale[i // block]
 
 
 @summing
@@ -401,6 +413,9 @@ def run(m, op, item, thread):
     for row in range(item * ROWS, min(item * ROWS + ROWS, rows)):
         if kind == QUANTISE:
             quantise(m, op, row)
+            continue
+        if kind == ROUND:
+            rounded(m, op, row)
             continue
         if kind == ANGLES:
             angles(m, op, row)

@@ -27,6 +27,9 @@ The text is cut into windows of -c tokens, the first of which gives way to the t
 has one; of each window the second half is scored. Windows and standard errors are those of llama.cpp's
 llama-perplexity, and so are the numbers, up to rounding.
 
+Activations are rounded to int8 where they meet quantised weights; that costs a little too, and is part of what is
+measured. --activations f32 leaves it out.
+
 With --base, another file of the same vocabulary, the two are compared token by token: the Kullback-Leibler divergence
 from base to model in nats (the mean, and its tail), how often both have the same likeliest token, and the differences
 of the probabilities that they give to the text's own tokens. That is the way to see what quantising has cost: as the
@@ -36,6 +39,7 @@ EXAMPLES = """\
 examples:
   tinyslm perplexity -m model-Q4_K_M.gguf -f wiki.test.raw
   tinyslm perplexity -m model-Q4_K_M.gguf -f wiki.test.raw --base model-F16.gguf
+  tinyslm perplexity -m q4_0.gguf -f text.txt --base f16.gguf --activations f32 --base-activations f32
   zcat book.txt.gz | tinyslm perplexity -m model.gguf -f - -c 2048 --json
 
 Ctrl-C ends it at once, and prints what was measured by then.
@@ -53,6 +57,11 @@ def _number(text: str) -> int:
     return value
 
 
+def _block(text: str) -> int:
+    """0 for f32, as tinyslm.load has it."""
+    return 0 if text == "f32" else _number(text)
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     source.add_argument(parser)
@@ -64,6 +73,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("-b", "--batch-size", metavar="N", type=_number, default=512, dest="batch", help="most tokens in a step (512)")
     add("-t", "--threads", metavar="N", type=_number, help="threads (the physical cores that this process may use)")
     add("--backend", choices=("native", "numba", "reference"), help="what runs the model (the fastest there is)")
+    rounded = (
+        "rounded to int8 in blocks of N where they meet quantised weights; f32, not rounded. On the numba backend, "
+    )
+    add("--activations", metavar="N", type=_block, help=f"{rounded}with 4 bytes a weight (as the kernels have it)")
+    add("--base-activations", metavar="N", type=_block, help="the same of the base: with --base the model itself and "
+        "--base-activations f32, what the engine's int8 activations cost is measured by itself")  # fmt: skip
     add("--json", action="store_true", help="one JSON object; a value's standard error is its key and _error")
 
 
@@ -71,14 +86,18 @@ def run(args: Namespace) -> int:
     text = prompt.from_file(args.file)
     from ..perplexity import check_vocabularies, measure, windows
 
-    found = [source.find(name) for name in ([args.model] if args.base is None else [args.model, args.base])]
-    model, *bases = [_loaded(path, args) for path in found]
+    if args.base is None and args.base_activations is not None:
+        args.parser.error("--base-activations is of --base")
+    named = [(args.model, args.activations), (args.base, args.base_activations)][: 1 if args.base is None else 2]
+    found = [source.find(name) for name, _ in named]
+    model, *bases = [_loaded(path, args, block) for path, (_, block) in zip(found, named, strict=True)]
     for base in bases:
         check_vocabularies(model.tokenizer, base.tokenizer)
     texts = windows(model, text, args.context)
     begin = time.perf_counter()
     about = {"model": str(found[0]), "base": str(found[1]) if bases else None, "text": str(args.file),
              "context": len(texts[0]), "windows_of_text": len(texts), "batch": args.batch,
+             "activations": args.activations, "base_activations": args.base_activations,
              "backend": model.model.backend, "isa": model.model.isa, "threads": model.threads}  # fmt: skip
     with Status("measuring") as status:
 
@@ -96,11 +115,11 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _loaded(path: Path, args: Namespace) -> Scorer:
+def _loaded(path: Path, args: Namespace, activations: int | None) -> Scorer:
     from ..perplexity import Scorer
 
     with Status(f"loading {printable(path.name)}") as status:
-        return Scorer(path, threads=args.threads, batch=args.batch, backend=args.backend,
+        return Scorer(path, threads=args.threads, batch=args.batch, backend=args.backend, activations=activations,
                       progress=partial(setattr, status, "share"))  # fmt: skip
 
 
