@@ -315,7 +315,7 @@ def test_activations(both: tuple[Scorer, Scorer]) -> None:
     ("args", "code", "told"),
     [
         (("-f", "short.txt", "--activations", "f16"), 2, "'f16' is no whole number"),
-        (("-f", "short.txt", "--activations", "33"), 1, "activations=33: must be a multiple of 32"),
+        (("-f", "short.txt", "--activations", "33"), 1, "activations=33: must be a multiple of"),
         (("-f", "short.txt", "--activations", "f32", "--backend", "native"), 1, "need the numba backend, not 'native'"),
         (("-f", "short.txt", "--base-activations", "f32"), 2, "--base-activations is of --base"),
         (("-f", "none.txt"), 1, r"none\.txt: No such file or directory"),

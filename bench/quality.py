@@ -1,0 +1,247 @@
+"""What each tensor type costs in quality, and what rounding activations to int8 adds, on the tales model.
+
+    python bench/quality.py --out bench/QUALITY.md
+    python bench/quality.py --types Q4_0,Q4_K --documents 100 --speed smollm2-135m
+
+Every matrix of the model is rounded to the type, and held-out tales are read by the result, each from its own BOS,
+every token scored. With float32 activations the divergence from the F16 file is the cost of quantising; the divergence
+of the same weights with rounded activations from that is the cost of the activations, for each length of block that
+could share a scale, and in the engine itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinyslm import OptionError, bench, shapes
+from tinyslm.backends.base import ACTIVATION_BLOCK
+from tinyslm.cli.bench import cpu
+from tinyslm.formats import FORMATS, Format
+from tinyslm.gguf import GGUF, TensorData, write
+from tinyslm.perplexity import Comparison, Estimate, Perplexity, Scorer, measure
+from tinyslm.quantise.rows import quantise_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "weights" / "tales-f16.gguf"
+BLOCKS = (32, 64, 128, 256)
+GAUSSIAN = 1 << 20  # weights
+NUMBERS = ("F32", "F64", "I8", "I16", "I32", "I64")  # not what models are quantised to
+CASES = (bench.Case(512, 0), bench.Case(0, 128))
+
+
+class Recorded:
+    """A model's logits over some texts, to be compared with more than once."""
+
+    def __init__(self, model: Scorer, texts: Sequence[np.ndarray]) -> None:
+        self.tokenizer = model.tokenizer
+        self._logits = {t.tobytes(): [b.copy() for b in model.logits(t[:-1], 0)] for t in texts}
+        self._of = {t[:-1].tobytes(): t.tobytes() for t in texts}
+
+    def logits(self, ids: np.ndarray, first: int) -> Iterator[np.ndarray]:
+        assert first == 0
+        return iter(self._logits[self._of[ids.tobytes()]])
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a type. `rounded`: by length of the activations' blocks."""
+
+    format: Format
+    gaussian: float
+    weights: float
+    quantised: Perplexity
+    engine: Perplexity
+    rounded: dict[int, Comparison]
+    rounded_in_engine: Comparison
+    speed: list[bench.Result]
+
+
+def types(wanted: str | None) -> list[Format]:
+    """All that weights can be rounded to here, the largest first; or those named."""
+    found = {}
+    for form in sorted(FORMATS.values(), key=lambda f: (-f.bytes / f.block, f.name)):
+        with suppress(OptionError):
+            if form.name not in NUMBERS:
+                quantise_rows(form.name, np.zeros((1, form.block), np.float32))
+                found[form.name] = form
+    names = wanted.upper().split(",") if wanted else list(found)
+    if unknown := [name for name in names if name not in found]:
+        sys.exit(f"cannot round to {', '.join(unknown)}; there are {', '.join(found)}")
+    return [found[name] for name in names]
+
+
+def heldout(model: Scorer, documents: int) -> list[np.ndarray]:
+    """Tales that the model was not trained on, as it was trained: BOS, the tale, EOS."""
+    sys.path.insert(0, str(ROOT / "weights"))
+    from tales import document
+
+    tokenizer, texts = model.tokenizer, list[np.ndarray]()
+    for number in range(documents):
+        tale = document(number, split="heldout", chat=False).tale
+        texts.append(np.array([*tokenizer.encode(tale, bos=True), tokenizer.eos], np.int32))
+    return [ids for ids in texts if len(ids) <= model.model.context]
+
+
+def rounded_file(form: Format, path: Path) -> float:
+    """Write the model with all matrices in a type; the error, relative to the weights, both as root mean squares."""
+    error = total = 0.0
+    tensors = []
+    with GGUF.open(MODEL) as file:
+        for t in file.tensors.values():
+            data, kind = file.read(t), t.format
+            if len(t.shape) > 1:
+                kind, values = form, t.format.dequantise(data)
+                data = quantise_rows(form.name, values)
+                error += float(np.square(form.dequantise(data) - values, dtype=np.float64).sum())
+                total += float(np.square(values, dtype=np.float64).sum())
+            tensors.append(TensorData(t.name, t.shape, kind.id, data))
+        write(path, file.metadata, tensors)
+    return (error / total) ** 0.5
+
+
+def gaussian(form: Format) -> float:
+    values = np.random.default_rng(0).standard_normal((GAUSSIAN // 256, 256), np.float32)
+    return float(np.sqrt(np.square(form.dequantise(quantise_rows(form.name, values)) - values).mean()))
+
+
+def speed(form: Format, shape: str, folder: Path, threads: int | None) -> list[bench.Result]:
+    """Prompt and generation on random weights; nothing where the type has none."""
+    if form.name not in shapes.MAKERS:
+        return []
+    path = folder / f"{shape}-{form.name}.gguf"
+    shapes.make(path, shapes.SHAPES[shape], form.name)
+    try:
+        with bench.Bench(path, threads) as b:
+            return [b.run(case) for case in CASES]
+    finally:
+        path.unlink()
+
+
+def row(form: Format, texts: list[np.ndarray], base: Recorded, args: argparse.Namespace, folder: Path) -> Row:
+    path = folder / f"{form.name}.gguf"
+    weights = rounded_file(form, path)
+    with Scorer(path, threads=args.threads, activations=0) as model:
+        exact = Recorded(model, texts)
+        quantised = measure(model, texts, first=0, base=base)
+    with Scorer(path, threads=args.threads) as model:
+        engine = measure(model, texts, first=0, base=base)
+        in_engine = measure(model, texts, first=0, base=exact).comparison
+    rounded = {}
+    for block in BLOCKS if form.name in ACTIVATION_BLOCK else ():
+        with Scorer(path, threads=args.threads, activations=block) as model:
+            rounded[block] = measure(model, texts, first=0, base=exact).comparison
+    path.unlink()
+    measured = speed(form, args.speed, folder, args.threads) if args.speed else []
+    return Row(form, gaussian(form), weights, quantised, engine, rounded, in_engine, measured)
+
+
+# ---- output ----
+
+
+def pm(x: Estimate, scale: float = 1, digits: int = 2) -> str:
+    return f"{scale * x.value:.{digits}f} ± {scale * x.error:.{digits}f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+
+
+def paragraph(text: str) -> list[str]:
+    return [*textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False), ""]
+
+
+def costs(r: Row) -> list[str]:
+    c, all_ = r.quantised.comparison, r.engine.comparison
+    fast = [f"{x.record()['avg_ts']:.0f} ± {x.record()['stddev_ts']:.0f} ({x.share:.0%})" for x in r.speed]
+    return [
+        r.format.name, f"{8 * r.format.bytes / r.format.block:.4g}",
+        f"{100 * r.gaussian:.3g}", f"{100 * r.weights:.3g}",
+        pm(c.kl, 1e3, 3), f"{1e3 * c.kl_99:.2f}", pm(c.same_top, 100), pm(r.quantised.perplexity, 1, 4),
+        pm(all_.kl, 1e3, 3), pm(r.engine.perplexity, 1, 4), pm(all_.ratio, 1, 5), *fast,
+    ]  # fmt: skip
+
+
+def activations(r: Row) -> list[str]:
+    """The length that the kernels have is set off."""
+    own = ACTIVATION_BLOCK[r.format.name]
+    cells = {n: pm(c.kl, 1e3, 3) for n, c in r.rounded.items()}
+    share = r.rounded_in_engine.kl.value / r.quantised.comparison.kl.value
+    return [r.format.name, *(f"**{v}**" if n == own else v for n, v in cells.items()),
+            pm(r.rounded_in_engine.kl, 1e3, 3), f"{share:.3f}"]  # fmt: skip
+
+
+def report(rows: list[Row], base: Perplexity, args: argparse.Namespace) -> str:
+    head = ["type", "bits a weight", "error, Gaussian %", "error, tales %", "KL × 1000", "99%", "same top %",
+            "perplexity", "engine: KL × 1000", "perplexity", "ratio to F16"]  # fmt: skip
+    if args.speed:
+        head += ["pp512, tokens/s", "tg128, tokens/s"]
+    command = f"python bench/quality.py --documents {args.documents}" + (f" --speed {args.speed}" if args.speed else "")
+    lines = [
+        "# What quantising costs", "",
+        *paragraph(
+            f"Measured by `{command}` on `{MODEL.name}`: {base.windows} held-out tales, {base.tokens} tokens, each "
+            f"tale read from its own BOS. The F16 file with float32 activations has a perplexity of "
+            f"{pm(base.perplexity, 1, 4)}; divergences, in nats, are from its probabilities to those of the row. All "
+            "matrices are of the row's type."
+        ),
+        *paragraph(
+            "Errors of weights are root mean squares, in percent of that of the weights. *KL* to the first "
+            "*perplexity* have float32 activations, so they show what quantising the weights costs; *engine* is all of "
+            "it, with activations rounded to int8 as the kernels do it. ± is one standard error, over tokens."
+        ),
+        *table(head, [costs(r) for r in rows]), "",
+    ]  # fmt: skip
+    if args.speed:
+        lines += paragraph(f"Speed: random weights in the shape of {args.speed}, all matrices of the type, {cpu()}; in "
+                           "brackets the share of this machine's limit (see README.md).")  # fmt: skip
+    if quantised := [r for r in rows if r.rounded]:
+        lines += [
+            "## Of that, rounding activations to int8", "",
+            *paragraph(
+                "KL × 1000 from the same weights with float32 activations, by the number of activations that share a "
+                "scale; **bold** is the length that the kernels of the type have. *Engine* is the engine itself, and "
+                "*share* its divergence beside that of quantising the weights."
+            ),
+            *table(["type", *map(str, BLOCKS), "engine", "share"], [activations(r) for r in quantised]), "",
+        ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="what each tensor type costs in quality")
+    parser.add_argument("--types", help="names with commas between (all that weights can be rounded to)")
+    parser.add_argument("--documents", type=int, default=16, help="held-out tales (16)")
+    parser.add_argument("--speed", metavar="SHAPE", choices=shapes.SHAPES, help="measure the speed in this shape too")
+    parser.add_argument("-t", "--threads", type=int, help="threads (the physical cores that this process may use)")
+    parser.add_argument("--out", type=Path, help="file for the tables (stdout)")
+    args = parser.parse_args()
+    forms, rows = types(args.types), list[Row]()
+    with Scorer(MODEL, threads=args.threads, activations=0) as model:
+        texts = heldout(model, args.documents)
+        base, own = Recorded(model, texts), measure(model, texts, first=0)
+    with tempfile.TemporaryDirectory() as folder:
+        for form in forms:
+            begin = time.perf_counter()
+            rows.append(row(form, texts, base, args, Path(folder)))
+            kl = rows[-1].quantised.comparison.kl.value
+            print(f"{form.name}: KL {kl:.6f}, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+    text = report(rows, own, args)
+    if args.out:
+        args.out.write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
