@@ -21,19 +21,27 @@ enum slm_type {
 
 /* Lowered operations. Rows are those of the step: its tokens, or (output = 1) the tokens whose logits are wanted. */
 enum slm_kind {
-  SLM_EMBED,   /* out = row `id` of w, which stands as in the file */
+  SLM_EMBED,   /* out = scale · row `id` of w, which stands as in the file */
   SLM_LOOKUP,  /* the same, of w in panels */
-  SLM_NORM,    /* out = rmsnorm(x) · norm */
-  SLM_PREPARE, /* act slot = x, or rmsnorm(x) · norm: in int8 blocks or float32, as matmul wants it */
+  SLM_POSITION, /* out = row position + `offset` of w, which stands as in the file and has k rows */
+  SLM_NORM,    /* out = norm of each head of x (+ y) */
+  SLM_PREPARE, /* act slot = x, or its norm: in int8 blocks or float32, as matmul wants it */
   SLM_MATMUL,  /* out = W act (+ bias), then the epilogue */
   SLM_ROPE,    /* out = x turned by position */
   SLM_STORE,   /* KV page = x (turned, if rope >= 0) and y */
   SLM_ATTEND,  /* out = softmax(scale · x Kᵀ) V, x turned first if rope >= 0; see window, softcap */
   SLM_GLU,     /* out = act(x) · y */
   SLM_ADD,     /* out = x + y */
+  SLM_MAP,     /* out = softcap(act(scale · x)) */
+  SLM_ROUTE,   /* out = of the `used` greatest of k values x: the softmax, then their numbers */
+  SLM_GROUP,   /* rows by the experts that x, of a SLM_ROUTE, names: what the next ops with used > 0 go by */
+  SLM_EXPERTS, /* as MATMUL, of each row's experts: `used` parts of n columns each; w, w2: of all experts in turn */
+  SLM_MIX,     /* out = sum of the `used` parts of x, each times its weight in y, of a SLM_ROUTE */
   SLM_GATHER   /* out = x at the wanted tokens */
 };
-enum slm_epilogue { SLM_PLAIN, SLM_RESIDUAL /* + y */, SLM_GATED /* act(w) · w2 */ };
+/* What becomes of s = softcap(scale · (W act + bias)): act(s), s + y, or act(s) times the same of w2 */
+enum slm_epilogue { SLM_PLAIN, SLM_RESIDUAL, SLM_GATED };
+enum slm_act { SLM_AS_IS, SLM_SILU, SLM_GELU, SLM_RELU };
 
 enum { SLM_NARROW = 8 }; /* a step of up to so many tokens has every thread prepare its own activations */
 
@@ -48,8 +56,11 @@ typedef struct {
   int32_t heads, kv_heads, dk, dv, rope;
   int32_t kv_type, window;       /* SLM_F16 or SLM_Q8_0; positions that a token sees, 0: all */
   int32_t epilogue, act_block;   /* act_block: 0 float32, else int8 with a scale per so many elements */
-  float eps, scale, softcap;       /* softcap: scores become softcap · tanh(score / softcap); 0: they stay */
-  int64_t x, y, out, w, w2, bias, bias2, norm, kv; /* kv: offset of the layer in a KV page */
+  int32_t act, center, offset;   /* center: the norm takes the mean off first */
+  int32_t used, experts;         /* experts that a row takes, of how many; used > 0: the slot's rows go by SLM_GROUP */
+  int32_t part;                  /* from one head's norm weights or one expert's x to the next, in floats; 0: the same */
+  float eps, scale, softcap;     /* softcap: scores, or sums, become softcap · tanh(s / softcap); 0: they stay */
+  int64_t x, y, out, w, w2, bias, bias2, norm, norm_bias, kv; /* kv: offset of the layer in a KV page */
   int64_t act_narrow, act_wide;  /* the act slot: offset in a thread's scratch, and in the workspace */
 } slm_op;
 

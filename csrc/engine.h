@@ -20,6 +20,19 @@ typedef struct {
   int32_t first, count, sequence, run, fresh;
 } slm_unit;
 
+/* Rows sorted by the experts that they take: a source is row · used + which of its experts. A tile is sources of one
+   expert that meet its weights together, in consecutive rows of an act slot: as many as slm_tile says. */
+typedef struct {
+  int32_t rows, used, experts; /* 0: not made yet */
+  int32_t n_active, n_tiles;
+  int32_t *active;             /* (experts) those that any row takes, ascending */
+  int32_t *first_tile;         /* (experts + 1) of each active one */
+  int32_t *tile_source, *tile_count, *tile_row; /* (rows · used) its sources, how many, and its first row of a slot */
+  int32_t *source;             /* (rows · used) */
+} slm_groups;
+/* Rows of an act slot that holds `rows` rows by experts: the last tile of an expert may be half empty. */
+static inline int64_t slm_group_rows(int64_t rows, int32_t used) { return 2 * rows * used; }
+
 /* A step as one thread sees it. */
 typedef struct {
   const slm_program *program;
@@ -29,6 +42,7 @@ typedef struct {
   float *scratch;        /* this thread's, for kernels */
   const float *turn;     /* cos and sin of each token and rope: (ropes, rows, 2, half) by slm_turn */
   const int64_t *turn_at;
+  const slm_groups *groups;
   float *parts;          /* attention by segments in narrow steps: (rows, heads, segments, slm_part_floats) */
   int32_t segments;
   int32_t narrow;
@@ -53,7 +67,7 @@ static inline float *slm_out(const slm_ctx *c, const slm_op *op, int32_t row) {
                      : (float *)(c->workspace + op->out) + (int64_t)row * op->ldout;
 }
 static inline uint8_t *slm_act(const slm_ctx *c, const slm_op *op) {
-  return c->narrow ? c->act + op->act_narrow : c->workspace + op->act_wide;
+  return c->narrow && !op->used ? c->act + op->act_narrow : c->workspace + op->act_wide;
 }
 /* cos (half floats), then sin, of one token. */
 static inline const float *slm_turn(const slm_ctx *c, int32_t rope, int32_t token) {
@@ -87,6 +101,11 @@ typedef struct {
   void (*attend_merge)(const slm_ctx *, const slm_op *, const slm_unit *, int32_t head, int32_t first, int32_t last);
   void (*glu)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
   void (*add)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+  void (*map)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+  void (*route)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+  void (*mix)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+  void (*prepare_groups)(const slm_ctx *, const slm_op *, int32_t tile, int32_t stop);
+  void (*experts)(const slm_ctx *, const slm_op *, int32_t active, int32_t panel, int32_t panel_stop);
   int32_t probe_sums; /* dots in a round of probe_dots */
   int32_t (*probe_dots)(int64_t rounds);
   int32_t (*probe_read)(const uint8_t *, int64_t bytes);

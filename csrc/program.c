@@ -21,6 +21,9 @@ struct slm_engine {
   float *turn;
   int64_t *turn_at;         /* per rope: offset of its table in floats */
   struct { _Alignas(64) int32_t next; } *claims; /* per op: ranges handed out */
+  slm_groups groups;        /* rows by expert, of the SLM_GROUP run last */
+  int32_t *group_memory;
+  int32_t most_positions;   /* rows of the shortest table of learned positions, less its offset */
   slm_unit *units[2];       /* per row domain: the sequences of the step */
   int32_t n_units[2];
   int32_t *ended;           /* narrow attention: per row and KV head, segments that are done */
@@ -195,10 +198,75 @@ static void run_store(const walker *w, const slm_op *op) {
 static void embed(const slm_ctx *c, const slm_op *op, int32_t row, int32_t stop) {
   const uint8_t *w = c->program->arena + op->w;
   for (; row < stop; row++) {
-    const int32_t id = c->batch->ids[slm_token(c, op, row)];
-    if (op->kind == SLM_LOOKUP) slm_unpack(op->type, op->n, w, id, slm_out(c, op, row));
-    else slm_dequantise(op->type, op->n, w + id * slm_row_bytes(op->type, op->n), slm_out(c, op, row));
+    const int32_t token = slm_token(c, op, row);
+    const int64_t id = op->kind == SLM_POSITION ? (int64_t)c->batch->positions[token] + op->offset : c->batch->ids[token];
+    float *out = slm_out(c, op, row);
+    if (op->kind == SLM_LOOKUP) slm_unpack(op->type, op->n, w, id, out);
+    else slm_dequantise(op->type, op->n, w + id * slm_row_bytes(op->type, op->n), out);
+    if (op->scale != 1)
+      for (int32_t i = 0; i < op->n; i++) out[i] *= op->scale;
   }
+}
+
+/* ---- experts ---- */
+
+/* Sorts the op's rows by the experts that they take. */
+static void group(slm_engine *e, const slm_ctx *c, const slm_op *op) {
+  slm_groups *g = &e->groups;
+  const int32_t rows = slm_rows(c, op), n = rows * op->used;
+  int32_t *start = e->group_memory; /* per expert, and one more: where its sources start */
+  memset(start, 0, (size_t)(op->experts + 1) * sizeof *start);
+  g->rows = rows, g->used = op->used, g->experts = op->experts, g->n_active = g->n_tiles = 0;
+  for (int pass = 0; pass < 2; pass++) { /* count, then place: what was the start of the next becomes the own end */
+    for (int32_t i = 0; i < n; i++) {
+      const float number = slm_x(c, op, i / op->used)[op->used + i % op->used];
+      const int32_t expert = number >= 0 && number < (float)op->experts ? (int32_t)number : 0;
+      if (pass) g->source[start[expert]++] = i;
+      else start[expert]++;
+    }
+    for (int32_t i = 0, sum = 0; !pass && i < op->experts; i++) {
+      const int32_t count = start[i];
+      start[i] = sum, sum += count;
+    }
+  }
+  int32_t slot_row = 0;
+  for (int32_t i = 0, at = 0; i < op->experts; i++) {
+    if (at < start[i]) g->active[g->n_active] = i, g->first_tile[g->n_active++] = g->n_tiles;
+    while (at < start[i]) {
+      const int32_t left = start[i] - at, width = slm_tile(e->isa->tile, left), t = g->n_tiles++;
+      g->tile_source[t] = at, g->tile_count[t] = left < width ? left : width, g->tile_row[t] = slot_row;
+      at += g->tile_count[t], slot_row += width;
+    }
+  }
+  g->first_tile[g->n_active] = g->n_tiles;
+}
+
+/* Whether the groups are of the op's rows: they are in any program of ours. */
+static int grouped(const slm_ctx *c, const slm_op *op) {
+  const slm_groups *g = c->groups;
+  return g->rows == slm_rows(c, op) && g->used == op->used && g->experts == op->experts;
+}
+
+static void run_experts(const walker *w, const slm_op *op) {
+  const int32_t panels = (op->n + 15) / 16;
+  const int64_t bytes = slm_panel_bytes(op->type, op->k) + (op->w2 < 0 ? 0 : slm_panel_bytes(op->type2, op->k));
+  const int32_t step = at_least_1((96 << 10) / bytes), parts = (panels + step - 1) / step;
+  if (!grouped(&w->ctx, op)) return;
+  for (;;) {
+    const int64_t at = claim(w, op);
+    if (at >= (int64_t)w->ctx.groups->n_active * parts || stopped(w)) return;
+    const int32_t panel = (int32_t)(at % parts) * step;
+    w->e->isa->experts(&w->ctx, op, (int32_t)(at / parts), panel, panel + step < panels ? panel + step : panels);
+  }
+}
+
+static void run_prepare(const walker *w, const slm_op *op) {
+  const slm_isa *isa = w->e->isa;
+  const int32_t rows = slm_rows(&w->ctx, op), tiles = w->ctx.groups->n_tiles, t = w->thread, threads = w->e->active;
+  if (op->used && grouped(&w->ctx, op)) isa->prepare_groups(&w->ctx, op, cut(tiles, 1, t, threads), cut(tiles, 1, t + 1, threads));
+  if (op->used) return;
+  if (w->ctx.narrow) isa->prepare(&w->ctx, op, 0, rows);
+  else isa->prepare(&w->ctx, op, cut(rows, isa->tile, t, threads), cut(rows, isa->tile, t + 1, threads));
 }
 
 static void gather(const slm_ctx *c, const slm_op *op, int32_t row, int32_t stop) {
@@ -211,18 +279,21 @@ static void run_op(const walker *w, const slm_op *op) {
   const int32_t row = cut(rows, 1, t, threads), stop = cut(rows, 1, t + 1, threads);
   switch (op->kind) {
     case SLM_EMBED:
+    case SLM_POSITION:
     case SLM_LOOKUP: embed(&w->ctx, op, row, stop); break;
     case SLM_NORM: isa->norm(&w->ctx, op, row, stop); break;
-    case SLM_PREPARE:
-      if (w->ctx.narrow) isa->prepare(&w->ctx, op, 0, rows);
-      else isa->prepare(&w->ctx, op, cut(rows, isa->tile, t, threads), cut(rows, isa->tile, t + 1, threads));
-      break;
+    case SLM_PREPARE: run_prepare(w, op); break;
     case SLM_MATMUL: run_matmul(w, op); break;
     case SLM_ROPE: isa->rope(&w->ctx, op, row, stop); break;
     case SLM_STORE: run_store(w, op); break;
     case SLM_ATTEND: (w->ctx.narrow ? attend_narrow : attend_wide)(w, op); break;
     case SLM_GLU: isa->glu(&w->ctx, op, row, stop); break;
     case SLM_ADD: isa->add(&w->ctx, op, row, stop); break;
+    case SLM_MAP: isa->map(&w->ctx, op, row, stop); break;
+    case SLM_ROUTE: isa->route(&w->ctx, op, row, stop); break;
+    case SLM_GROUP: if (t == 0) group(w->e, &w->ctx, op); break;
+    case SLM_EXPERTS: run_experts(w, op); break;
+    case SLM_MIX: isa->mix(&w->ctx, op, row, stop); break;
     case SLM_GATHER: gather(&w->ctx, op, row, stop); break;
   }
 }
@@ -244,7 +315,7 @@ static void walk(void *state, int32_t thread) {
   slm_engine *e = state;
   uint8_t *scratch = e->memory + e->program.workspace + thread * e->scratch;
   walker w = {e, {&e->program, e->batch, e->memory, scratch, (float *)(scratch + e->program.scratch), e->turn, e->turn_at,
-                  e->parts, e->segments, e->batch->n_tokens <= SLM_NARROW}, thread};
+                  &e->groups, e->parts, e->segments, e->batch->n_tokens <= SLM_NARROW}, thread};
   const slm_fpstate before = slm_fpstate_enter();
   turn_rows(&w);
   slm_pool_barrier(e->pool);
@@ -302,6 +373,7 @@ static int32_t check(const slm_engine *e, const slm_batch *b) {
   for (int32_t i = 0; i < b->n_tokens; i++) {
     const int32_t s = b->sequence[i], position = b->positions[i];
     if (b->ids[i] < 0 || b->ids[i] >= e->program.vocab || s < 0 || s >= b->n_sequences || position < 0) return SLM_E_ARGUMENT;
+    if (position >= e->most_positions) return SLM_E_ARGUMENT;
     if (position / SLM_PAGE >= b->first_page[s + 1] - b->first_page[s]) return SLM_E_ARGUMENT;
     if (i && s == b->sequence[i - 1] && position != b->positions[i - 1] + 1) return SLM_E_ARGUMENT;
     if (i && s < b->sequence[i - 1]) return SLM_E_ARGUMENT;
@@ -376,7 +448,7 @@ void slm_engine_free(slm_engine *e) {
   if (!e) return;
   slm_pool_free(e->pool);
   slm_free(e->memory, e->memory_bytes);
-  free(e->turn_at), free(e->claims), free(e->units[0]), free(e->units[1]), free(e->ended);
+  free(e->turn_at), free(e->claims), free(e->units[0]), free(e->units[1]), free(e->ended), free(e->group_memory);
   slm_free(e->parts, e->parts_bytes);
   free(e);
 }
@@ -385,11 +457,32 @@ void slm_engine_free(slm_engine *e) {
 static int types_known(const slm_program *p) {
   for (int32_t i = 0; i < p->n_ops; i++) {
     const slm_op *op = p->ops + i;
-    const int reads = op->kind == SLM_MATMUL || op->kind == SLM_EMBED || op->kind == SLM_LOOKUP;
-    const int32_t k = op->kind == SLM_MATMUL ? op->k : op->n;
+    const int dots = op->kind == SLM_MATMUL || op->kind == SLM_EXPERTS;
+    const int reads = dots || op->kind == SLM_EMBED || op->kind == SLM_LOOKUP || op->kind == SLM_POSITION;
+    const int32_t k = dots ? op->k : op->n;
     if (reads && !slm_panel_bytes(op->type, k)) return 0;
-    if (op->kind == SLM_MATMUL && op->w2 >= 0 && !slm_panel_bytes(op->type2, k)) return 0;
+    if (dots && op->w2 >= 0 && !slm_panel_bytes(op->type2, k)) return 0;
   }
+  return 1;
+}
+
+/* Room for the rows of any SLM_GROUP by their experts. */
+static int allocate_groups(slm_engine *e) {
+  const slm_program *p = &e->program;
+  size_t experts = 0, sources = 0;
+  e->most_positions = INT32_MAX;
+  for (int32_t i = 0; i < p->n_ops; i++) {
+    const slm_op *op = p->ops + i;
+    if (op->kind == SLM_POSITION && op->k - op->offset < e->most_positions) e->most_positions = op->k - op->offset;
+    if (op->kind != SLM_GROUP) continue;
+    if ((size_t)op->experts > experts) experts = (size_t)op->experts;
+    if ((size_t)op->used * (size_t)p->rows > sources) sources = (size_t)op->used * (size_t)p->rows;
+  }
+  int32_t *at = e->group_memory = calloc(3 * experts + 2 + 4 * sources, sizeof *at);
+  slm_groups *g = &e->groups;
+  if (!at) return 0;
+  g->active = at + experts + 1, g->first_tile = g->active + experts, g->source = g->first_tile + experts + 1;
+  g->tile_source = g->source + sources, g->tile_count = g->tile_source + sources, g->tile_row = g->tile_count + sources;
   return 1;
 }
 
@@ -402,7 +495,7 @@ static int allocate(slm_engine *e) {
   for (int32_t i = 0; i < p->n_ops; i++)
     if (p->ops[i].kind == SLM_ATTEND && SLM_NARROW * (int64_t)p->ops[i].kv_heads > e->n_ended) e->n_ended = SLM_NARROW * (int64_t)p->ops[i].kv_heads;
   e->ended = calloc((size_t)e->n_ended + 1, sizeof *e->ended);
-  if (!e->turn_at || !e->claims || !e->units[0] || !e->units[1] || !e->ended) return 0;
+  if (!e->turn_at || !e->claims || !e->units[0] || !e->units[1] || !e->ended || !allocate_groups(e)) return 0;
   for (int32_t i = 0; i < p->n_ropes; i++) {
     e->turn_at[i] = floats;
     floats += (int64_t)p->rows * 2 * p->ropes[i].half;

@@ -134,6 +134,7 @@ static int slot(const slm_program *p, const slm_op *op) {
   const int known = op->act_block == 0 || (op->act_block >= 16 && op->act_block <= 256 && !(op->act_block & (op->act_block - 1)));
   if (!known || op->k < 1 || (op->act_block && op->k % op->act_block)) return 0;
   const int64_t row = slm_act_row_bytes(op->act_block, op->k);
+  if (op->used) return range(op->act_wide, row * slm_group_rows(p->rows, op->used), p->workspace);
   return range(op->act_narrow, row * SLM_NARROW, p->scratch) && range(op->act_wide, row * ((p->rows + 15) / 16 * 16), p->workspace);
 }
 static int turns(const slm_program *p, const slm_op *op) {
@@ -155,18 +156,47 @@ static int matmul_fits(const dump *d, const slm_op *op) {
          (op->epilogue != SLM_RESIDUAL || value(p, op->y, op->ldy, op->n));
 }
 
+/* The norm that an op of so many heads makes, if it makes one. */
+static int norm_fits(const dump *d, const slm_op *op, int64_t heads) {
+  const int64_t width = (heads - 1) * op->part + op->k;
+  return optional(d, op->norm, width) && optional(d, op->norm_bias, width);
+}
+
+static int prepare_fits(const dump *d, const slm_op *op) {
+  const slm_program *p = &d->program;
+  const int64_t width = op->used ? (int64_t)(op->used - 1) * op->part + op->k : op->k;
+  return value(p, op->x, op->ldx, width) && norm_fits(d, op, 1) && slot(p, op);
+}
+
+static int experts_fit(const dump *d, const slm_op *op) {
+  const slm_program *p = &d->program;
+  const int64_t rows = (op->n + 15LL) / 16 * 16 * op->experts;
+  const int second = op->w2 == -1 ? op->epilogue != SLM_GATED
+                                  : panels(d, op->w2, op->type2, rows, op->k) && slm_act_block(op->type2) == op->act_block;
+  return op->used && op->experts && second && value(p, op->out, op->ldout, (int64_t)op->used * op->n) && slot(p, op) &&
+         slm_act_block(op->type) == op->act_block && panels(d, op->w, op->type, rows, op->k) && op->bias == -1 && op->bias2 == -1 &&
+         (op->epilogue == SLM_PLAIN || op->epilogue == SLM_GATED);
+}
+
 static int op_fits(const dump *d, const slm_op *op) {
   const slm_program *p = &d->program;
-  const int32_t sizes[] = {op->n, op->k, op->ldx, op->ldy, op->ldout, op->heads, op->kv_heads, op->dk, op->dv};
+  const int32_t sizes[] = {op->n, op->k, op->ldx, op->ldy, op->ldout, op->heads, op->kv_heads, op->dk, op->dv,
+                           op->offset, op->used, op->experts, op->part};
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
     if (sizes[i] < 0 || sizes[i] > LARGEST) return 0;
   if (op->output < 0 || op->output > 1 || (op->gather && !op->output)) return 0;
+  if (op->act < SLM_AS_IS || op->act > SLM_RELU || (int64_t)op->used * p->rows > LARGEST) return 0;
   const int64_t row_bytes = slm_row_bytes(op->type, op->n);
   switch (op->kind) {
     case SLM_EMBED: return row_bytes && range(op->w, p->vocab * row_bytes, d->arena_bytes) && value(p, op->out, op->ldout, op->n);
     case SLM_LOOKUP: return panels(d, op->w, op->type, p->vocab, op->n) && value(p, op->out, op->ldout, op->n);
-    case SLM_NORM: return value(p, op->x, op->ldx, op->k) && value(p, op->out, op->ldout, op->k) && floats(d, op->norm, op->k);
-    case SLM_PREPARE: return value(p, op->x, op->ldx, op->k) && optional(d, op->norm, op->k) && slot(p, op);
+    case SLM_POSITION: return row_bytes && range(op->w, op->k * row_bytes, d->arena_bytes) && value(p, op->out, op->ldout, op->n);
+    case SLM_NORM: {
+      const int64_t width = (int64_t)op->heads * op->k;
+      return op->norm >= 0 && norm_fits(d, op, op->heads) && value(p, op->x, op->ldx, width) && value(p, op->out, op->ldout, width) &&
+             (op->y == -1 || value(p, op->y, op->ldy, width));
+    }
+    case SLM_PREPARE: return prepare_fits(d, op);
     case SLM_MATMUL: return matmul_fits(d, op);
     case SLM_ROPE: {
       const int64_t width = (int64_t)op->heads * op->dk;
@@ -181,6 +211,14 @@ static int op_fits(const dump *d, const slm_op *op) {
     case SLM_GLU:
     case SLM_ADD:
       return value(p, op->x, op->ldx, op->n) && value(p, op->y, op->ldy, op->n) && value(p, op->out, op->ldout, op->n);
+    case SLM_ROUTE:
+      return op->used >= 1 && op->used <= op->k && value(p, op->x, op->ldx, op->k) && value(p, op->out, op->ldout, 2LL * op->used);
+    case SLM_GROUP: return op->used && op->experts && value(p, op->x, op->ldx, 2LL * op->used);
+    case SLM_EXPERTS: return experts_fit(d, op);
+    case SLM_MIX:
+      return value(p, op->x, op->ldx, (int64_t)op->used * op->n) && value(p, op->y, op->ldy, op->used) && value(p, op->out, op->ldout, op->n);
+    case SLM_MAP:
+      return value(p, op->x, op->ldx, op->n) && (op->out == -1 ? op->output && op->n == p->vocab : value(p, op->out, op->ldout, op->n));
     case SLM_GATHER: return value(p, op->x, op->ldx, op->n) && value(p, op->out, op->ldout, op->n);
   }
   return 0;

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import toys
 from blocks import QUANTISED
+from toys import Zoo
 
 from tinyslm import config, models, shapes
 from tinyslm.backends.base import PAGE, Batch, Weights
@@ -218,11 +220,27 @@ def make(folder: Path, name: str, shape: Shape, fuse: bool = True, seed: int = 0
     return path
 
 
+def zoo(folder: Path) -> Path:
+    """The ops that Llama does not need."""
+    toy = Zoo(toys.Shape(width=64, heads=4, kv_heads=2, dk=16, dv=16, ff=96, types=("Q8_0",)), np.random.default_rng(0))
+    built, path = toy.program(), folder / "zoo.dump"
+    write(path.with_suffix(".gguf"), {"general.architecture": "zoo"}, toy.tensors)
+    run = Sequences(built.vocab)
+    with GGUF.open(path.with_suffix(".gguf")) as file:
+        native = Native(built, Weights(file), rows=40)
+        try:
+            dump(native, [run.step("last", ("a", 37)), run.step("all", ("a", 1), ("b", 3))], path)
+        finally:
+            native.close()
+    return path
+
+
 def make_all(folder: Path) -> Iterator[Path]:
     """The dumps of every shape, fused and not, and of the real files where they are."""
     for name, shape in SHAPES.items():
         for fuse in (True, False):
             yield make(folder, name, shape, fuse)
+    yield zoo(folder)
     for path in sorted(STORIES.glob("*.gguf")):
         with GGUF.open(path) as file:
             yield real(folder / f"{path.stem}.dump", file)
@@ -248,4 +266,5 @@ def real(path: Path, file: GGUF) -> Path:
 def small(folder: Path) -> list[Path]:
     """A few dumps, for a quick run."""
     q6 = replace(SHAPES["q6"], layers=1, types=("Q6_K", "Q4_K", "Q5_K"))
-    return [make(folder, "tied", SHAPES["tied"]), make(folder, "q6", q6, False), make(folder, "bad", SHAPES["bad"])]
+    return [make(folder, "tied", SHAPES["tied"]), make(folder, "q6", q6, False), make(folder, "bad", SHAPES["bad"]),
+            zoo(folder)]  # fmt: skip

@@ -25,7 +25,7 @@ from tinyslm.backends.numba import Numba
 from tinyslm.backends.reference import Reference
 from tinyslm.errors import CancelledError, OptionError
 from tinyslm.formats import BY_NAME
-from tinyslm.ops import Builder, Program, Value, Weight
+from tinyslm.ops import ACTIVATIONS, Builder, Program, Value, Weight
 
 STORIES = Path(__file__).resolve().parents[2] / "shared" / "data" / "stories260K"
 needs_stories = pytest.mark.skipif(not STORIES.exists(), reason="the real files are not here")
@@ -197,11 +197,17 @@ class Memory:
     """Tensors that no file holds."""
 
     def __init__(self, **rows: tuple[str, np.ndarray]) -> None:
-        self.tensors = {name: SimpleNamespace(name=name, format=BY_NAME[kind]) for name, (kind, _) in rows.items()}
         self.rows = {name: np.atleast_2d(data) for name, (_, data) in rows.items()}
+        self.tensors = {
+            name: SimpleNamespace(name=name, format=BY_NAME[kind], row_bytes=self.rows[name].shape[1])
+            for name, (kind, _) in rows.items()
+        }
 
     def read(self, tensor: Any) -> np.ndarray:
         return self.rows[tensor.name].copy()
+
+    def read_into(self, tensor: Any, start: int, stop: int, buffer: np.ndarray) -> None:
+        buffer[...] = self.rows[tensor.name][start:stop].ravel()
 
 
 def floats(values: np.ndarray) -> tuple[str, np.ndarray]:
@@ -239,8 +245,22 @@ def test_each_format_row_by_row(name: str) -> None:
     assert (np.abs(results[0] - results[1]) < 1e-6 * scale).all()
 
 
+EXPERTS = tuple(Weight("z", 44, 44, first=3 * i) for i in range(44))
+PARTS = tuple(Weight("part", 22, 22, first=i) for i in range(44))
 OPS: dict[str, Callable[[Builder, Value, Value], Value]] = {
     "rmsnorm": lambda b, x, z: b.rmsnorm(x, Weight("norm", 44), 0.1),
+    "rmsnorm of heads": lambda b, x, z: b.rmsnorm(x, Weight("norm", 11), 0.1, 4),
+    "rmsnorm of heads, each its own": lambda b, x, z: b.rmsnorm(x, Weight("norm", 44), 0.1, 4),
+    "layernorm": lambda b, x, z: b.layernorm(x, Weight("norm", 44), Weight("bias", 44), 0.1),
+    "layernorm of heads": lambda b, x, z: b.layernorm(x, Weight("norm", 44), None, 0.1, 4),
+    "position": lambda b, x, z: b.add(x, b.position(Weight("z", 200, 44), 7)),
+    "scale": lambda b, x, z: b.scale(x, 0.37),
+    "softcap": lambda b, x, z: b.softcap(x, 1.5),
+    **{name: lambda b, x, z, name=name: b.act(x, name) for name in ACTIVATIONS},  # type: ignore[misc]
+    **{f"glu of {name}": lambda b, x, z, name=name: b.glu(x, z, name) for name in ACTIVATIONS},  # type: ignore[misc]
+    "route": lambda b, x, z: b.add(b.route(x, 22), z),
+    "experts": lambda b, x, z: b.mix(b.experts(x, b.route(z, 3), EXPERTS), b.route(z, 3)),
+    "experts on parts": lambda b, x, z: b.experts(x, b.route(z, 2), PARTS),
     "rope": lambda b, x, z: b.rope(x, 4, b.table([1.0, 0.3, 0.001], 1.25)),
     "rope, whole heads": lambda b, x, z: b.rope(x, 2, b.table(0.7 ** np.arange(11))),
     "attend": lambda b, x, z: b.attend(x, b.store(x, z, 4), 4, 0.3),
@@ -257,7 +277,14 @@ def test_each_op_on_the_same_input(name: str) -> None:
     b = Builder(44, 512)
     b.logits(b.select(OPS[name](b, b.embed(Weight("x", n, 44)), b.embed(Weight("z", n, 44)))))
     x, z = rng.normal(0, 3, (n, 44)), rng.normal(size=(n, 44))
-    memory = Memory(x=floats(x), z=floats(z), half=floats(x[:, 22:]), norm=floats(z[0]))
+    memory = Memory(
+        x=floats(x),
+        z=floats(z),
+        half=floats(x[:, 22:]),
+        norm=floats(z[0]),
+        bias=floats(z[1]),
+        part=floats(x[:66, :22] / 4),
+    )
     program, weights, results = b.build(), base.Weights(memory), []  # type: ignore[arg-type]
     for backend in (Numba(program, weights), Reference(program, weights)):
         pages = [[backend.new_page() for _ in range(3)], [backend.new_page()]]

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from toys import Shape, Toy
+from toys import Shape, Toy, Zoo
 
+from tinyslm.lowered import WAIT_NARROW, WAIT_WIDE, Kernels, Lowered, LoweredOp
 from tinyslm.ops import Builder, Program, Value, Weight
-from tinyslm.program import WAIT_NARROW, WAIT_WIDE, Kernels, Lowered, LoweredOp, lower
+from tinyslm.program import lower
 
 F32, Q8_0, Q6_K = 0, 8, 14
 BLOCK = {F32: 0, Q8_0: 32, Q6_K: 256}
@@ -180,12 +181,15 @@ def touches(op: LoweredOp, program: Lowered, narrow: bool) -> Iterator[Touch]:
             assert ld >= value.width
             assert at % 64 == 0
             yield Touch("workspace", at, at + 4 * ld * rows, write, value.index)
-    if op.kind in ("PREPARE", "MATMUL"):
+    if op.kind == "GROUP" or (op.used and op.slot):
+        yield Touch("groups", 0, 1, op.kind == "GROUP", "groups")
+    if op.kind in ("PREPARE", "MATMUL", "EXPERTS"):
         size = KERNELS.act_row_bytes(op.act_block, op.k)
-        if narrow:
+        if narrow and not op.used:
             yield Touch("own", op.act_narrow, op.act_narrow + 8 * size, op.kind == "PREPARE", op.slot, True)
         else:
-            yield Touch("workspace", op.act_wide, op.act_wide + rows * size, op.kind == "PREPARE", op.slot)
+            wide = rows * size * (2 * op.used or 1)
+            yield Touch("workspace", op.act_wide, op.act_wide + wide, op.kind == "PREPARE", op.slot)
     if op.kind in ("STORE", "ATTEND"):
         yield Touch(f"page {op.kv}", 0, 1, op.kind == "STORE", f"kv {op.kv}", narrow)
 
@@ -221,6 +225,7 @@ def wrong(program: Lowered, narrow: bool) -> list[str]:
 
 
 def programs() -> Iterator[Program]:
+    yield Zoo(Shape(width=44, heads=4, kv_heads=2, dk=12, dv=10, ff=37), np.random.default_rng(0)).program()
     yield toy(layers=3)
     yield toy(layers=1, bias=True, tied=True)
     yield toy(layers=2, heads=6, kv_heads=2, dk=16, dv=40, half=3, width=100, ff=300)

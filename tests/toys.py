@@ -87,6 +87,80 @@ class Toy:
         return b.build()
 
 
+class Zoo(Toy):
+    """A decoder that uses every op in every place where it is fused, and where it is not."""
+
+    def norm(self, b: Builder, x: Value, name: str, heads: int = 1, own: bool = False, center: bool = False) -> Value:
+        n = x.width if own else x.width // heads
+        w = self.vector(name, n, 1)
+        bias = self.vector(name + ".bias", n) if center and heads == 1 else None
+        return b.layernorm(x, w, bias, 1e-5, heads) if center else b.rmsnorm(x, w, 1e-6, heads)
+
+    def sliced(self, b: Builder, x: Value, name: str, *widths: int) -> list[Value]:
+        """Products with rows of one tensor, biases with elements of one vector."""
+        whole, bias, at = self.matrix(name, sum(widths), x.width), self.vector(name + ".bias", sum(widths)), 0
+        out = []
+        for n in widths:
+            some = Weight(whole.name, n, whole.k, first=at)
+            out.append(b.matmul(x, some, Weight(bias.name, n, first=at)))
+            at += n
+        return out
+
+    def mixture(self, b: Builder, x: Value, name: str, act: str, count: int = 5, used: int = 3) -> Value:
+        s = self.shape
+        r = b.route(self.linear(b, x, name + ".router", count), used)
+        cube = self.matrix(name + ".gate", count * s.ff, s.width)
+        gate = tuple(Weight(cube.name, s.ff, s.width, first=i * s.ff) for i in range(count))
+        up = self.matrices_of(f"{name}.up", count, s.ff, s.width)
+        down = self.matrices_of(f"{name}.down", count, s.width, s.ff)
+        return b.mix(b.experts(b.glu(b.experts(x, r, gate), b.experts(x, r, up), act), r, down), r)
+
+    def matrices_of(self, name: str, count: int, n: int, k: int) -> tuple[Weight, ...]:
+        """Tensors of their own, of one type."""
+        before = self.matrices
+        out = []
+        for i in range(count):
+            self.matrices = before
+            out.append(self.matrix(f"{name}.{i}", n, k))
+        return tuple(out)
+
+    def attention(self, b: Builder, y: Value, kept: Value, i: int, table: int) -> Value:
+        s = self.shape
+        q, k, v = self.sliced(b, y, f"{i}.qkv", s.heads * s.dk, s.kv_heads * s.dk, s.kv_heads * s.dv)
+        k = b.rope(self.norm(b, k, f"{i}.knorm", s.kv_heads, own=i == 1), s.kv_heads, table)
+        store = b.store(k, v, s.kv_heads)
+        if kept is not y:
+            q = self.linear(b, kept, f"{i}.q", s.heads * s.dk)
+        q = b.rope(self.norm(b, q, f"{i}.qnorm", s.heads, own=i == 1, center=i == 1), s.heads, table)
+        return b.attend(q, store, s.heads, s.dk**-0.5)
+
+    def program(self) -> Program:
+        s, b = self.shape, Builder(self.shape.vocab, 128)
+        table = b.table(10000.0 ** (-np.arange(s.half) / s.half))
+        embedding = self.matrix("embedding", s.vocab, s.width)
+        x = b.add(b.scale(b.embed(embedding), 7.5), b.position(self.matrix("positions", 130, s.width), 2))
+        # parallel, LayerNorm, an activation between two products
+        y = self.norm(b, x, "0.norm", center=True)
+        a = self.linear(b, self.attention(b, y, y, 0, table), "0.out", s.width)
+        hidden = b.act(self.linear(b, y, "0.up", s.ff), "gelu")
+        x = b.add(b.add(x, a), b.scale(self.linear(b, hidden, "0.down", s.width), 0.3))
+        # norms behind, which are added; experts of what no norm has touched
+        a = self.linear(b, self.attention(b, x, x, 1, table), "1.out", s.width)
+        x = b.add(x, self.norm(b, a, "1.post"))
+        x = b.add(self.norm(b, self.mixture(b, x, "1.moe", "relu"), "1.post2", center=True), x)
+        # experts of a norm; the last layer, of wanted rows alone
+        y = self.norm(b, x, "2.norm")
+        x, kept = b.select(x), b.select(y)
+        x = b.add(x, self.linear(b, self.attention(b, y, kept, 2, table), "2.out", s.width))
+        x = b.add(x, self.mixture(b, self.norm(b, x, "2.norm2"), "2.moe", "gelu", 4, 1))
+        gate, up = self.sliced(b, self.norm(b, x, "2.norm3", center=True), "2.gateup", s.ff, s.ff)
+        x = b.add(x, self.linear(b, b.act(b.scale(b.glu(gate, up, "gelu"), 0.5), "relu"), "2.down", s.width))
+        x = b.softcap(b.scale(self.norm(b, x, "norm"), 2.5), 4.0)
+        y = b.matmul(x, embedding if s.tied else self.matrix("output", s.vocab, s.width))
+        b.logits(b.softcap(b.scale(y, 2.0), 3))
+        return b.build()
+
+
 def write_toy(path: Path, shape: Shape, seed: int = 0) -> Program:
     """Write the weights to `path`; the program that reads them."""
     toy = Toy(shape, np.random.default_rng(seed))

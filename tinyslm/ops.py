@@ -6,14 +6,22 @@ tensors of the file. Nothing here knows of files, formats, memory or threads.
 
 op        reads          attributes                 meaning, per row
 embed     token ids      w                          y = W[id]
-rmsnorm   x              w, eps                     y = x / sqrt(mean(x²) + eps) · w
+position  positions      w, offset                  y = W[position + offset]
+rmsnorm   x              w, eps, heads              in each head, y = x / sqrt(mean(x²) + eps) · w
+layernorm x              w, bias?, eps, heads       in each head, y = (x - mean(x)) / sqrt(variance(x) + eps) · w + bias
 matmul    x              w, bias?                   y = W x + bias, W of shape (columns of y, columns of x)
 rope      x              heads, dim, table          in each head, element i < r and i + r turn by position × frequency i
 store     k, v           store                      keys and values of this position enter the KV store
 attend    q              store, heads, scale,       softmax(s) V over positions up to the row's own, of them the last
                          softcap                    `window`, per head; s = scale · q Kᵀ, or softcap · tanh(s / softcap)
+act       x              act                        y = act(x)
 glu       a, b           act                        y = act(a) · b
 add       a, b                                      y = a + b
+scale     x              scale                      y = scale · x
+softcap   x              softcap                    y = softcap · tanh(x / softcap)
+route     x              used                       the `used` greatest of x: softmax over them, then their numbers
+experts   x, r           w of each, used            y[j] = W[number j of r] x, or x[j] where x is as wide as all
+mix       x, r           used                       y = Σ weight j of r · x[j]
 select    x                                         the rows whose logits are wanted
 logits    x                                         x is the result of the step
 """
@@ -28,10 +36,12 @@ import numpy as np
 
 Rows = Literal["token", "output"]
 READS = {
-    "embed": 0, "rmsnorm": 1, "matmul": 1, "rope": 1, "store": 2,
-    "attend": 1, "glu": 2, "add": 2, "select": 1, "logits": 1,
+    "embed": 0, "position": 0, "rmsnorm": 1, "layernorm": 1, "matmul": 1, "rope": 1, "store": 2, "attend": 1, "act": 1,
+    "glu": 2, "add": 2, "scale": 1, "softcap": 1, "route": 1, "experts": 2, "mix": 2, "select": 1, "logits": 1,
 }  # fmt: skip
-ACTIVATIONS = ("silu",)
+# silu: x / (1 + e^-x); gelu: x / (1 + e^-2u), u = √(2/π) (x + 0.044715 x³), which is the form with tanh (Hendrycks and
+# Gimpel, arXiv:1606.08415); relu: max(x, 0)
+ACTIVATIONS = ("silu", "gelu", "relu")
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the file as an op reads it: (n, k), or (n,) where k is 0.
+    """A tensor of the file as an op reads it: (n, k), or (n,) where k is 0; its rows from `first` on.
 
     `rope_heads` > 0: the file pairs neighbours for RoPE (elements 2i and 2i + 1), the op pairs halves, so that each
     head's first `rope_dim` rows are taken in the order 0, 2, 4 … 1, 3, 5 …
@@ -56,9 +66,10 @@ class Weight:
     k: int = 0
     rope_heads: int = 0
     rope_dim: int = 0
+    first: int = 0
 
     def row_order(self) -> np.ndarray | None:
-        """For each row as the op sees it, the row in the file; None where they are the same."""
+        """For each row as the op sees it, the row in the file, from `first`; None where they are the same."""
         if not self.rope_heads:
             return None
         head, half = self.n // self.rope_heads, self.rope_dim // 2
@@ -96,6 +107,7 @@ class Op:
     reads: tuple[Value, ...] = ()
     weight: Weight | None = None
     bias: Weight | None = None
+    experts: tuple[Weight, ...] = ()
     eps: float = 0.0
     heads: int = 0
     dim: int = 0
@@ -104,6 +116,11 @@ class Op:
     scale: float = 1.0
     softcap: float = 0.0
     act: str = ""
+    offset: int = 0
+    used: int = 0
+
+    def weights(self) -> tuple[Weight, ...]:
+        return tuple(w for w in (self.weight, self.bias, *self.experts) if w is not None)
 
 
 @dataclass(frozen=True)
@@ -119,8 +136,7 @@ class Program:
 
     def weights(self) -> Iterable[Weight]:
         """Each distinct weight once, in the order of first use."""
-        seen = dict.fromkeys(w for op in self.ops for w in (op.weight, op.bias) if w is not None)
-        return seen.keys()
+        return dict.fromkeys(w for op in self.ops for w in op.weights()).keys()
 
 
 @dataclass
@@ -153,10 +169,26 @@ class Builder:
         self._emit(Op("embed", out, weight=w))
         return out
 
-    def rmsnorm(self, x: Value, w: Weight, eps: float) -> Value:
-        assert w.n == x.width and w.k == 0, (w, x)
+    def position(self, w: Weight, offset: int = 0) -> Value:
+        """Learned positions: there are as many as the offset leaves of w's rows."""
+        assert offset < w.n, (w, offset)
+        out = self._value(w.k, "token")
+        self._emit(Op("position", out, weight=w, offset=offset))
+        return out
+
+    def rmsnorm(self, x: Value, w: Weight, eps: float, heads: int = 1) -> Value:
+        """Each head is normed by itself, w being of one head's width, or of all where each has weights of its own."""
+        assert w.n in (x.width, x.width // heads) and x.width % heads == 0 and w.k == 0, (w, x)
         out = self._value(x.width, x.rows)
-        self._emit(Op("rmsnorm", out, (x,), weight=w, eps=eps))
+        self._emit(Op("rmsnorm", out, (x,), weight=w, eps=eps, heads=heads, dim=x.width // heads))
+        return out
+
+    def layernorm(self, x: Value, w: Weight, bias: Weight | None, eps: float, heads: int = 1) -> Value:
+        """As rmsnorm, with the mean taken off first."""
+        assert w.n in (x.width, x.width // heads) and x.width % heads == 0 and w.k == 0, (w, x)
+        assert bias is None or (bias.n, bias.k) == (w.n, 0), (w, bias)
+        out = self._value(x.width, x.rows)
+        self._emit(Op("layernorm", out, (x,), weight=w, bias=bias, eps=eps, heads=heads, dim=x.width // heads))
         return out
 
     def matmul(self, x: Value, w: Weight, bias: Weight | None = None) -> Value:
@@ -191,6 +223,12 @@ class Builder:
         self._emit(Op("attend", out, (q,), store=store, heads=heads, dim=geometry.dk, scale=scale, softcap=softcap))
         return out
 
+    def act(self, x: Value, act: str) -> Value:
+        assert act in ACTIVATIONS, act
+        out = self._value(x.width, x.rows)
+        self._emit(Op("act", out, (x,), act=act))
+        return out
+
     def glu(self, a: Value, b: Value, act: str) -> Value:
         assert a.width == b.width and act in ACTIVATIONS, (a, b, act)
         out = self._value(a.width, a.rows)
@@ -201,6 +239,44 @@ class Builder:
         assert a.width == b.width and a.rows == b.rows, (a, b)
         out = self._value(a.width, a.rows)
         self._emit(Op("add", out, (a, b)))
+        return out
+
+    def scale(self, x: Value, scale: float) -> Value:
+        """x itself where `scale` is 1."""
+        if scale == 1:
+            return x
+        out = self._value(x.width, x.rows)
+        self._emit(Op("scale", out, (x,), scale=scale))
+        return out
+
+    def softcap(self, x: Value, softcap: float) -> Value:
+        """x itself where `softcap` is 0: no cap."""
+        if softcap == 0:
+            return x
+        out = self._value(x.width, x.rows)
+        self._emit(Op("softcap", out, (x,), softcap=softcap))
+        return out
+
+    def route(self, x: Value, used: int) -> Value:
+        """Which experts each row takes, for `experts` and `mix`: (weights, numbers), each `used` wide."""
+        assert 1 <= used <= x.width, (x, used)
+        out = self._value(2 * used, x.rows)
+        self._emit(Op("route", out, (x,), used=used))
+        return out
+
+    def experts(self, x: Value, r: Value, experts: tuple[Weight, ...]) -> Value:
+        w, used = experts[0], r.width // 2
+        assert all((e.n, e.k) == (w.n, w.k) for e in experts) and x.width in (w.k, used * w.k), (w, x)
+        assert x.rows == r.rows, (x, r)
+        out = self._value(used * w.n, x.rows)
+        self._emit(Op("experts", out, (x, r), experts=experts, used=used))
+        return out
+
+    def mix(self, x: Value, r: Value) -> Value:
+        used = r.width // 2
+        assert x.width % used == 0 and x.rows == r.rows, (x, r)
+        out = self._value(x.width // used, x.rows)
+        self._emit(Op("mix", out, (x, r), used=used))
         return out
 
     def select(self, x: Value) -> Value:

@@ -64,17 +64,32 @@ def lane_sum(lanes: np.ndarray) -> np.ndarray:
     return lanes[..., 0]
 
 
+def chunks_of(x: np.ndarray) -> list[np.ndarray]:
+    """The elements of each row, 16 at a time, the last filled with zeros: (rows, k) to parts of (rows, 16)."""
+    rows, k = x.shape
+    chunks = -(-k // LANES)
+    padded = np.zeros((rows, chunks * LANES), np.float32)
+    padded[:, :k] = x
+    return np.split(padded, chunks, axis=1)
+
+
+def row_mean(x: np.ndarray) -> np.ndarray:
+    """(rows, k) to (rows, 1), summed as norm_scale does."""
+    sums = np.zeros((len(x), LANES), np.float32)
+    for chunk in chunks_of(x):
+        sums = sums + chunk
+    mean: np.ndarray = lane_sum(sums) / np.float32(x.shape[1])
+    return mean[:, None]
+
+
 def norm_scale(x: np.ndarray, eps: float) -> np.ndarray:
     """1 / sqrt(mean(x²) + eps) of each row: (rows, k) to (rows, 1). Lane i sums the squares i, i + 16, i + 32 …
 
     Not a number where the sum overflows, so that the row shows as broken and not as zeros.
     """
     rows, k = x.shape
-    chunks = -(-k // LANES)
-    padded = np.zeros((rows, chunks * LANES), np.float32)
-    padded[:, :k] = x
     squares = np.zeros((rows, LANES), np.float32)
-    for chunk in np.split(padded, chunks, axis=1):
+    for chunk in chunks_of(x):
         squares = fma32(chunk, chunk, squares)
     mean = lane_sum(squares) / np.float32(k) + np.float32(eps)
     scale: np.ndarray = np.where(mean < np.inf, np.float32(1) / np.sqrt(mean), np.float32(np.nan))
@@ -112,10 +127,27 @@ def tanh32(x: np.ndarray) -> np.ndarray:
     return result
 
 
+def exp_minus(x: np.ndarray) -> np.ndarray:
+    """e^−x, the exponent kept within ±87."""
+    return exp32(np.clip(-x, -LIMIT, LIMIT))
+
+
 def silu(x: np.ndarray) -> np.ndarray:
-    """x / (1 + e^−x), the exponent kept within ±87."""
-    y: np.ndarray = x / (np.float32(1) + exp32(np.clip(-x, -LIMIT, LIMIT)))
+    """x / (1 + e^−x)."""
+    y: np.ndarray = x / (np.float32(1) + exp_minus(x))
     return y
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x / (1 + e^−2u), 2u = 2 √(2/π) (x + 0.044715 x³)."""
+    u = x * fma32(x * x, np.float32(0.0713548162726), np.float32(1.59576912161))
+    y: np.ndarray = x / (np.float32(1) + exp_minus(u))
+    return y
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    """max(x, 0); what is no finite number stays so, that it shows."""
+    return np.where(x < 0, np.float32(0), x) + x * np.float32(0)
 
 
 def polynomial(z: np.ndarray, coefficients: Sequence[float]) -> np.ndarray:

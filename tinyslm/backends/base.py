@@ -76,18 +76,22 @@ class Weights:
         return self.file.tensors[weight.name].format.name
 
     def blocks(self, weight: Weight) -> np.ndarray:
-        """The rows in the op's order, undecoded: uint8 (n, bytes of a row); one row for a vector."""
-        rows = self.file.read(self.file.tensors[weight.name])
+        """The rows in the op's order, undecoded: uint8 (n, bytes of a row); one row for a vector, all of it."""
+        tensor = self.file.tensors[weight.name]
+        if not weight.k:
+            return self.file.read(tensor)
+        rows = np.empty((weight.n, tensor.row_bytes), np.uint8)
+        self.file.read_into(tensor, weight.first, weight.first + weight.n, rows.ravel())
         order = weight.row_order()
-        return rows if order is None or not weight.k else rows[order]
+        return rows if order is None else rows[order]
 
     def floats(self, weight: Weight) -> np.ndarray:
         """The weights' values: float32 (n, k), or (n,) for a vector."""
         values = self.file.tensors[weight.name].format.dequantise(self.blocks(weight))
         if weight.k:
             return values
-        order = weight.row_order()
-        return values.ravel() if order is None else values.ravel()[order]
+        order, own = weight.row_order(), values.ravel()[weight.first : weight.first + weight.n or None]
+        return own if order is None else own[order]
 
 
 def kv_bytes(program: Program, kv: str) -> int:

@@ -15,16 +15,17 @@ import numpy as np
 from .._native import ffi, lib
 from ..errors import BackendError, CancelledError, OptionError, TinySLMError, UnsupportedError
 from ..formats import BY_NAME
+from ..lowered import Kernels, Lowered, LoweredOp, Placement
 from ..ops import Program, Value
-from ..program import Kernels, Lowered, LoweredOp, Placement, lower
+from ..program import lower
 from .base import Batch, Weights, matrix_types
 
 SLICE = 2 << 20  # bytes of a file that are read and packed at once
 KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block, lib.slm_kv_bytes)
 FIELDS = (
     "output", "gather", "barrier", "type", "type2", "n", "k", "ldx", "ldy", "ldout", "heads", "kv_heads", "dk", "dv",
-    "rope", "kv_type", "window", "act_block", "eps", "scale", "softcap", "x", "y", "out", "w", "w2", "bias", "bias2",
-    "norm", "kv", "act_narrow", "act_wide",
+    "rope", "kv_type", "window", "act_block", "center", "offset", "used", "experts", "part", "eps", "scale", "softcap",
+    "x", "y", "out", "w", "w2", "bias", "bias2", "norm", "norm_bias", "kv", "act_narrow", "act_wide",
 )  # fmt: skip
 NO_BUFFER = ffi.cast("uint8_t *", 0)
 
@@ -122,10 +123,10 @@ class Native:
         row_bytes = lib.slm_row_bytes(kind, w.k)
         if place.form == "rows":
             into = ffi.buffer(target + start * row_bytes, (stop - start) * row_bytes)
-            weights.file.read_into(tensor, start, stop, np.frombuffer(into, np.uint8))
+            weights.file.read_into(tensor, w.first + start, w.first + stop, np.frombuffer(into, np.uint8))
             return
         source = np.empty((stop - start) * row_bytes, np.uint8)
-        weights.file.read_into(tensor, start, stop, source)
+        weights.file.read_into(tensor, w.first + start, w.first + stop, source)
         panels = -(-(stop - start) // 16)
         rows = np.full(panels * 16, -1, np.int32)
         order = w.row_order()
@@ -219,7 +220,8 @@ def _slices(place: Placement, weights: Weights) -> list[tuple[Placement, int, in
 def _c_op(op: LoweredOp, c: Any) -> None:
     for name in FIELDS:
         setattr(c, name, getattr(op, name))
-    c.kind, c.epilogue = getattr(lib, "SLM_" + op.kind), getattr(lib, "SLM_" + op.epilogue)
+    for name in ("kind", "epilogue", "act"):
+        setattr(c, name, getattr(lib, "SLM_" + getattr(op, name).upper()))
 
 
 def _c_program(lowered: Lowered, arena: Any) -> tuple[list[Any], Any]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import CancelledError, OptionError
 from ..formats import TYPE_IDS
-from ..ops import Op, Program, Value, Weight
+from ..ops import ACTIVATIONS, Op, Program, Value, Weight
 from . import numba_formats, numba_kernels, numba_memory
 from . import numba_kernels as t
 from .base import ACTIVATION_BLOCK, PAGE, Batch, Weights
@@ -127,22 +127,32 @@ class Encoder:
     def _op(self, op: Op) -> None:
         result = op.out or op.reads[0]
         columns = {t.OUT: self.offsets[result.index], t.WIDTH: result.width, t.BIAS: -1, t.BLOCK: 1, t.HEADS: op.heads,
-                   t.DIM: op.dim, t.OUTPUT_ROWS: int(result.rows == "output"), t.REAL: len(self.reals)}  # fmt: skip
-        self.reals += [op.eps if op.kind == "rmsnorm" else op.scale, op.softcap]
+                   t.DIM: op.dim, t.OUTPUT_ROWS: int(result.rows == "output"), t.REAL: len(self.reals),
+                   t.OFFSET: op.offset, t.USED: op.used}  # fmt: skip
+        if op.act:
+            columns[t.ACT_OF] = ACTIVATIONS.index(op.act)
+        first = {"rmsnorm": op.eps, "layernorm": op.eps, "softcap": op.softcap}.get(op.kind, op.scale)
+        self.reals += [first, op.softcap]
         for column, value in zip((t.IN, t.IN2), op.reads, strict=False):
             columns[column] = self.offsets[value.index]
         if op.reads:
             columns[t.IN_WIDTH] = op.reads[0].width
-        if op.weight is not None:
-            w = op.weight
+        if op.weight is not None or op.experts:
+            w = op.weight or op.experts[0]
             form = self.arena.form[w]
             columns |= {t.WEIGHT: self.arena.start[w], t.STRIDE: self.arena.stride[w], t.FORMAT: TYPE_IDS[form]}
-            if op.kind == "matmul":
+            if op.kind in ("rmsnorm", "layernorm"):
+                columns[t.PART] = op.dim if w.n > op.dim else 0
+            if op.kind in ("matmul", "experts"):
                 if self.activations is None:
                     columns[t.BLOCK] = self._quantise("quantise", op.reads[0], ACTIVATION_BLOCK.get(form, 1))
                 elif self.activations and self.arena.type[w] in ACTIVATION_BLOCK:
                     self._quantise("round", op.reads[0], self.activations)
                     columns[t.IN] = self._copy
+        if op.experts:
+            starts = [self.arena.start[w] for w in op.experts]
+            columns |= {t.DIM: w.k, t.PART: starts[1] - starts[0] if starts[1:] else 0}
+            assert starts == [starts[0] + i * columns[t.PART] for i in range(len(starts))], op
         if op.bias is not None:
             columns[t.BIAS] = self.arena.start[op.bias]
         if op.kind == "rope":

@@ -38,23 +38,14 @@ from .numba_memory import (
 
 # Columns of the op table.
 KIND, OUT, WIDTH, IN, IN_WIDTH, IN2, OUTPUT_ROWS, WEIGHT, STRIDE, FORMAT, BIAS, BLOCK, HEADS, DIM = range(14)
-TRIG, HALF, REAL, KV_HEADS, DV, KEYS, VALUES, WINDOW, COLUMNS = range(14, 23)
+TRIG, HALF, REAL, KV_HEADS, DV, KEYS, VALUES, WINDOW, ACT_OF, OFFSET, USED, PART, COLUMNS = range(14, 27)
 KINDS = (
-    "embed",
-    "rmsnorm",
-    "matmul",
-    "rope",
-    "store",
-    "attend",
-    "glu",
-    "add",
-    "select",
-    "logits",
-    "quantise",
-    "angles",
-    "round",
-)
-EMBED, RMSNORM, MATMUL, ROPE, STORE, ATTEND, GLU, ADD, SELECT, LOGITS, QUANTISE, ANGLES, ROUND = range(len(KINDS))
+    "embed", "position", "rmsnorm", "layernorm", "matmul", "rope", "store", "attend", "act", "glu", "add", "scale",
+    "softcap", "route", "experts", "mix", "select", "logits", "quantise", "angles", "round",
+)  # fmt: skip
+EMBED, POSITION, RMSNORM, LAYERNORM, MATMUL, ROPE, STORE, ATTEND, ACT, GLU = range(10)
+ADD, SCALE, SOFTCAP, ROUTE, EXPERTS, MIX, SELECT, LOGITS, QUANTISE, ANGLES, ROUND = range(10, 21)
+SILU, GELU = range(2)  # of ops.ACTIVATIONS; the last is relu
 # Entries of the memory map: sizes, then addresses.
 TOKENS, OUTPUTS, PAGE, TRIG_WIDTH, SCRATCH_BYTES = range(5)
 WORK, WEIGHTS, REALS, TRIGS, CODES, SCALES, SUMS, SCRATCH = range(5, 13)
@@ -197,13 +188,31 @@ def square_sum(x, n):
     return s
 
 
-@inner
-def rmsnorm(m, op, row):
-    n = op[WIDTH]
-    x, y, w = f32(value(m, op[IN], n, row), n), f32(value(m, op[OUT], n, row), n), f32(m[WEIGHTS] + op[WEIGHT], n)
-    factor = np.float32(1 / np.sqrt(square_sum(x, n) / n + f64(m[REALS], op[REAL] + 1)[op[REAL]]))
+@summing
+def sum_of(x, n):
+    s = np.float64(0)
     for i in range(n):
-        y[i] = x[i] * factor * w[i]
+        s += np.float64(x[i])
+    return s
+
+
+@inner
+def norm(m, op, kind, row):
+    n, dim, eps = op[WIDTH], op[DIM], f64(m[REALS], op[REAL] + 1)[op[REAL]]
+    for head in range(op[HEADS]):
+        at, apart = 4 * head * dim, 4 * head * op[PART]
+        x, y = f32(value(m, op[IN], n, row) + at, dim), f32(value(m, op[OUT], n, row) + at, dim)
+        w = f32(m[WEIGHTS] + op[WEIGHT] + apart, dim)
+        mean = np.float32(sum_of(x, dim) / dim) if kind == LAYERNORM else np.float32(0)
+        for i in range(dim):
+            y[i] = x[i] - mean
+        factor = np.float32(1 / np.sqrt(square_sum(y, dim) / dim + eps))
+        for i in range(dim):
+            y[i] = y[i] * factor * w[i]
+        if op[BIAS] >= 0:
+            bias = f32(m[WEIGHTS] + op[BIAS] + apart, dim)
+            for i in range(dim):
+                y[i] += bias[i]
 
 
 @inner
@@ -367,6 +376,71 @@ def expand(source, target, n, page, low, seen):
 
 
 @inner
+def activation(which, x):
+    """See ops.ACTIVATIONS; what is no finite number stays so."""
+    if which == SILU:
+        return x / (np.float32(1) + exp32(-x))
+    if which == GELU:
+        u = x * (np.float32(1.59576912161) + np.float32(0.0713548162726) * x * x)
+        return x / (np.float32(1) + exp32(-u))
+    return max(np.float32(0), x) + x * np.float32(0)
+
+
+@inner
+def route(m, op, row):
+    """Numbers of the greatest values, of equal ones the first, and their softmax."""
+    k, used = op[IN_WIDTH], op[USED]
+    x, y = f32(value(m, op[IN], k, row), k), f32(value(m, op[OUT], 2 * used, row), 2 * used)
+    check(m, token_of(m, op, row), value(m, op[IN], k, row), k)
+    total = np.float32(0)
+    for j in range(used):
+        best = -1
+        for e in range(k):
+            taken = False
+            for i in range(j):
+                taken |= np.int64(y[used + i]) == e
+            if not taken and (best < 0 or x[e] > x[best]):
+                best = e
+        y[used + j] = np.float32(best)
+    for j in range(used):
+        y[j] = exp32(x[np.int64(y[used + j])] - x[np.int64(y[used])])
+        total += y[j]
+    for j in range(used):
+        y[j] /= total
+
+
+@inner
+def experts(m, op, row):
+    """The row's products with its experts' weights; the blocks of activations, if any, are rounded already."""
+    n, used, k, form = op[WIDTH] // op[USED], op[USED], op[DIM], op[FORMAT]
+    blocks, x_parts = k // op[BLOCK], op[IN_WIDTH] // k
+    numbers = f32(value(m, op[IN2], 2 * used, row) + 4 * used, used)
+    for j in range(used):
+        x_row = row * x_parts + (j if x_parts > 1 else 0)
+        at = m[WEIGHTS] + op[WEIGHT] + np.int64(numbers[j]) * op[PART]
+        y_at = value(m, op[OUT], op[WIDTH], row) + 4 * j * n
+        for i in range(n):
+            if op[BLOCK] == 1:
+                x_at = value(m, op[IN], op[IN_WIDTH], row) + (4 * j * k if x_parts > 1 else 0)
+                f32(y_at + 4 * i, 1)[0] = dot(form, at + i * op[STRIDE], x_at, k)
+            else:
+                one(form, at + i * op[STRIDE], m[CODES] + 2 * x_row * k, m[SCALES] + 4 * x_row * blocks,
+                    m[SUMS] + 4 * x_row * blocks, y_at + 4 * i, blocks)  # fmt: skip
+
+
+@inner
+def mix(m, op, row):
+    n, used = op[WIDTH], op[USED]
+    x, y = f32(value(m, op[IN], used * n, row), used * n), f32(value(m, op[OUT], n, row), n)
+    weights = f32(value(m, op[IN2], 2 * used, row), used)
+    for i in range(n):
+        y[i] = np.float32(0)
+    for j in range(used):
+        for i in range(n):
+            y[i] += x[j * n + i] * weights[j]
+
+
+@inner
 def row_op(m, op, kind, row):
     """The ops that work row by row and whose rows need no more than a loop."""
     n = op[WIDTH]
@@ -374,8 +448,11 @@ def row_op(m, op, kind, row):
     source = token if kind == SELECT else row
     x, z = f32(value(m, op[IN], n, source), n), f32(value(m, op[IN2], n, source), n)
     y = f32(m[RESULT] + 4 * row * n if kind == LOGITS else value(m, op[OUT], n, row), n)
-    if kind == EMBED:
-        at = m[WEIGHTS] + op[WEIGHT] + np.int64(i32(m[IDS] + 4 * row, 1)[0]) * op[STRIDE]
+    number = f64(m[REALS], op[REAL] + 1)[op[REAL]]
+    real = np.float32(number)
+    if kind in (EMBED, POSITION):
+        which = i32(m[IDS if kind == EMBED else POSITIONS] + 4 * row, 1)[0]
+        at = m[WEIGHTS] + op[WEIGHT] + (np.int64(which) + op[OFFSET]) * op[STRIDE]
         for i in range(n):
             y[i] = weight(op[FORMAT], at, i)
     elif kind == ADD:
@@ -383,7 +460,17 @@ def row_op(m, op, kind, row):
             y[i] = x[i] + z[i]
     elif kind == GLU:
         for i in range(n):
-            y[i] = x[i] / (np.float32(1) + exp32(-x[i])) * z[i]
+            y[i] = activation(op[ACT_OF], x[i]) * z[i]
+    elif kind == ACT:
+        for i in range(n):
+            y[i] = activation(op[ACT_OF], x[i])
+    elif kind == SCALE:
+        for i in range(n):
+            y[i] = x[i] * real
+    elif kind == SOFTCAP:
+        for i in range(n):
+            e = exp32(np.float32(2) * x[i] / real)
+            y[i] = (np.float32(1) - np.float32(2) / (np.float32(1) + e)) * real
     else:
         for i in range(n):
             y[i] = x[i]
@@ -423,10 +510,16 @@ def run(m, op, item, thread):
         if kind == STORE:
             store(m, op, row)
             continue
-        if kind == RMSNORM:
-            rmsnorm(m, op, row)
+        if kind in (RMSNORM, LAYERNORM):
+            norm(m, op, kind, row)
         elif kind == ROPE:
             rope(m, op, row)
+        elif kind == ROUTE:
+            route(m, op, row)
+        elif kind == EXPERTS:
+            experts(m, op, row)
+        elif kind == MIX:
+            mix(m, op, row)
         else:
             row_op(m, op, kind, row)
         if kind != LOGITS:

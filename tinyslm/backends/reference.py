@@ -22,9 +22,12 @@ from .arithmetic import (
     exp_down,
     float_dots,
     fma32,
+    gelu,
     lane_sum,
     norm_scale,
+    relu,
     round_activations,
+    row_mean,
     silu,
     tanh32,
     turns,
@@ -130,15 +133,34 @@ def embed(self: Reference, op: Op, batch: Batch) -> np.ndarray:
     return self.floats(op.weight, batch.ids)
 
 
+def position(self: Reference, op: Op, batch: Batch) -> np.ndarray:
+    assert op.weight is not None
+    return self.floats(op.weight, batch.positions + op.offset)
+
+
 def rmsnorm(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
     assert op.weight is not None
-    y: np.ndarray = x * norm_scale(x, op.eps) * self.vector(op.weight)
+    heads, w = x.reshape(-1, op.dim), self.vector(op.weight).reshape(-1, op.dim)
+    y: np.ndarray = (heads * norm_scale(heads, op.eps)).reshape(len(x), op.heads, op.dim) * w
+    return y.reshape(x.shape)
+
+
+def layernorm(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
+    heads = x.reshape(-1, op.dim)
+    y = rmsnorm(self, op, batch, (heads - row_mean(heads)).reshape(x.shape))
+    if op.bias is not None:
+        y = (y.reshape(len(x), op.heads, op.dim) + self.vector(op.bias).reshape(-1, op.dim)).reshape(x.shape)
     return y
 
 
 def matmul(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
     assert op.weight is not None
-    w = op.weight
+    y = product(self, op.weight, x)
+    return y if op.bias is None else y + self.vector(op.bias)
+
+
+def product(self: Reference, w: Weight, x: np.ndarray) -> np.ndarray:
+    """x (rows, k) times the transpose of w, with x rounded as the type of w asks for."""
     block = ACTIVATION_BLOCK.get(self._formats[w].name) if self.int8 else None
     rounded = round_activations(x, block) if block else None
     y = np.empty((len(x), w.n), np.float32)
@@ -146,7 +168,7 @@ def matmul(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
     for start in range(0, w.n, part):
         some = slice(start, start + part)
         y[:, some] = block_dots(*rounded, self.integers(w, some)) if rounded else float_dots(x, self.floats(w, some))
-    return y if op.bias is None else y + self.vector(op.bias)
+    return y
 
 
 def rope(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
@@ -254,6 +276,50 @@ def add_values(out: np.ndarray, share: np.ndarray, seen: np.ndarray, values: np.
     return out
 
 
+def act(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
+    return ACTIVATE[op.act](x)
+
+
+def scale(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
+    y: np.ndarray = x * np.float32(op.scale)
+    return y
+
+
+def softcap(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
+    cap = np.float32(op.softcap)
+    y: np.ndarray = tanh32(x * (np.float32(1) / cap)) * cap + x * np.float32(0)
+    return y
+
+
+def route(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
+    """The sum of the softmax goes in the order of rank; of equal values the first ranks higher."""
+    numbers = np.argsort(-x, axis=1, kind="stable")[:, : op.used]
+    chosen = np.take_along_axis(x, numbers, axis=1)
+    weights, total = exp_down(chosen - chosen[:, :1]), np.zeros((len(x), 1), np.float32)
+    for i in range(op.used):
+        total = total + weights[:, i : i + 1]
+    broken = np.where(np.isfinite(x).all(axis=1, keepdims=True), np.float32(0), np.float32(np.nan))
+    return np.concatenate([weights / total + broken, numbers.astype(np.float32)], axis=1)
+
+
+def experts(self: Reference, op: Op, batch: Batch, x: np.ndarray, r: np.ndarray) -> np.ndarray:
+    numbers, w = r[:, op.used :].astype(np.int64), op.experts[0]
+    parts = x.reshape(len(x), -1, w.k)
+    y = np.empty((len(x), op.used, w.n), np.float32)
+    for number in np.unique(numbers):
+        rows, which = np.nonzero(numbers == number)
+        y[rows, which] = product(self, op.experts[number], parts[rows, which if parts.shape[1] > 1 else 0])
+    return y.reshape(len(x), op.used * w.n)
+
+
+def mix(self: Reference, op: Op, batch: Batch, x: np.ndarray, r: np.ndarray) -> np.ndarray:
+    parts = x.reshape(len(x), op.used, -1)
+    y = np.zeros(parts[:, 0].shape, np.float32)
+    for i in range(op.used):
+        y = fma32(parts[:, i], r[:, i : i + 1], y)
+    return y
+
+
 def glu(self: Reference, op: Op, batch: Batch, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     y: np.ndarray = ACTIVATE[op.act](a) * b
     return y
@@ -272,8 +338,9 @@ def logits(self: Reference, op: Op, batch: Batch, x: np.ndarray) -> np.ndarray:
     return x
 
 
-ACTIVATE: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": silu}
+ACTIVATE: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": silu, "gelu": gelu, "relu": relu}
 KINDS: dict[str, Callable[..., Any]] = {
-    "embed": embed, "rmsnorm": rmsnorm, "matmul": matmul, "rope": rope, "store": store, "attend": attend,
-    "glu": glu, "add": add, "select": select, "logits": logits,
+    "embed": embed, "position": position, "rmsnorm": rmsnorm, "layernorm": layernorm, "matmul": matmul, "rope": rope,
+    "store": store, "attend": attend, "act": act, "glu": glu, "add": add, "scale": scale, "softcap": softcap,
+    "route": route, "experts": experts, "mix": mix, "select": select, "logits": logits,
 }  # fmt: skip
