@@ -17,8 +17,18 @@ from .errors import FileError, UnsupportedError
 
 T = TypeVar("T", int, float, str, bool)
 # Under these, a key that is not understood changes the arithmetic: it is an error, never skipped.
-STRICT = ("rope", "attention", "expert")
+STRICT = (
+    "rope", "attention", "attn", "expert", "experts", "final", "logit", "embedding", "residual", "use", "moe", "ssm",
+    "router", "swiglu", "activation", "hidden", "norm", "leading", "interleave", "shared", "clamp", "dense", "nextn",
+)  # fmt: skip
+# Other names of the same thing, for the one that is asked for.
+ALIASES = {
+    "attention.layer_norm_rms_epsilon": ("attention.layer_norm_epsilon",),
+    "rope.scaling.factor": ("rope.scale_linear",),
+    "rope.scaling.attn_factor": ("rope.scaling.yarn_attn_factor",),
+}
 LIMIT = 1 << 24  # no width, count or context of a real model is larger
+MOST_EXPERTS = 1 << 12
 LARGEST_HEAD = 1 << 12  # elements; their angles are made one by one
 FASTEST = 64.0  # radians per position: LIMIT of them stay within what the sine is made for
 
@@ -38,7 +48,8 @@ class Keys:
 
         Raises FileError where it is missing without a default, of another type, or absurd.
         """
-        key = f"{self.arch}.{name}"
+        key = next((k for n in (name, *ALIASES.get(name, ())) if (k := f"{self.arch}.{n}") in self.metadata),
+                   f"{self.arch}.{name}")  # fmt: skip
         self.used.add(key)
         value = self.metadata.get(key, default)
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
@@ -105,7 +116,11 @@ class Config:
     eps: float
     rope_dim: int
     rope_base: float
-    rope_factor: float  # positions are divided by it (linear scaling)
+    rope_scaling: str  # none, linear, yarn or longrope
+    rope_factor: float  # positions are divided by it (linear scaling, and YaRN for the slow pairs)
+    experts: int = 0  # of a layer; 0: an MLP for all tokens
+    experts_used: int = 0
+    expert_ff: int = 0
 
     def frequencies(self, path: Path, factors: np.ndarray | None = None) -> tuple[float, ...]:
         """Rotation per position of each pair, in radians (float64): base^(-2i/d) / factor / factors[i].
@@ -150,21 +165,26 @@ def read(keys: Keys, vocab: int) -> Config:
                         expected=f"an even number up to {dk}", got=rope_dim)  # fmt: skip
     keys.informative("rope.scaling.finetuned", "rope.scaling.original_context_length", "vocab_size",
                      "tensor_data_layout")  # fmt: skip
+    experts = keys.get("expert_count", int, 0) and keys.count("expert_count", high=MOST_EXPERTS)
+    ff = keys.count("feed_forward_length")
+    scaling, factor = _rope_scaling(keys)
     return Config(
-        arch=keys.arch, layers=keys.count("block_count"), width=width, ff=keys.count("feed_forward_length"),
+        arch=keys.arch, layers=keys.count("block_count"), width=width, ff=ff,
         heads=heads, kv_heads=kv_heads, dk=dk, dv=dv, context=keys.count("context_length"), vocab=vocab,
         eps=keys.positive("attention.layer_norm_rms_epsilon"), rope_dim=rope_dim,
-        rope_base=keys.positive("rope.freq_base", 10000.0), rope_factor=_linear_factor(keys),
+        rope_base=keys.positive("rope.freq_base", 10000.0), rope_scaling=scaling, rope_factor=factor, experts=experts,
+        experts_used=keys.count("expert_used_count", None if experts else 1, experts or 1),
+        expert_ff=keys.count("expert_feed_forward_length", ff) if experts else 0,
     )  # fmt: skip
 
 
-def _linear_factor(keys: Keys) -> float:
-    """By how much positions are divided. `rope.scale_linear` is the key of older files."""
+def _rope_scaling(keys: Keys) -> tuple[str, float]:
+    """The kind, and by how much positions are divided."""
     kind = keys.get("rope.scaling.type", str, "linear")
-    factor = keys.positive("rope.scaling.factor", keys.positive("rope.scale_linear", 1.0))
-    if kind not in ("none", "linear"):
+    factor = keys.positive("rope.scaling.factor", 1.0)
+    if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedError(
             keys.path, "this RoPE scaling is not supported", where=f"{keys.arch}.rope.scaling.type",
-            expected="none or linear", got=kind,
+            expected="none, linear, yarn or longrope", got=kind,
         )  # fmt: skip
-    return 1.0 if kind == "none" else factor
+    return kind, factor if kind in ("linear", "yarn") else 1.0

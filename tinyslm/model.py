@@ -23,6 +23,7 @@ from .config import Keys
 from .engine import Engine
 from .errors import FileError, OptionError, PromptTooLongError
 from .gguf import GGUF
+from .ops import Op
 from .sampler import Sampler
 from .sampling import Sampling
 from .scheduler import GenerateRequest, Kept, LogitsRequest, Piece, Scheduler
@@ -124,10 +125,11 @@ class Model:
         self.backend = backends.choose(backend, activations)
         self.threads = default_threads() if threads is None else _integer("threads", threads, 1, 1024)
         _integer("chunk", chunk, 1, 1 << 16)
+        wanted = None if context is None else _integer("context", context, 1, 1 << 24)
         with GGUF.open(self.path) as file:
-            program = models.build(Keys(self.path, file.metadata), file_tensors(file))
+            program = models.build(Keys(self.path, file.metadata), file_tensors(file), wanted)
             self.file_bytes, self.vocab_size = file.size, program.vocab
-            self.context = self._context(context, program.context)
+            self.context = self._context(wanted, program.context)
             with ThreadPoolExecutor(1) as other:  # the tokenizer is built while C packs the weights
                 future = other.submit(tokenizer.load, file.metadata, self.path)
                 made = backends.make(self.backend, program, Weights(file), self.threads, chunk, progress, kv,
@@ -142,8 +144,7 @@ class Model:
                     made.close()
                     raise
             # a step over one token reads every weight once, but of the embedding one row
-            read = {w.name for op in program.ops if op.kind != "embed" for w in (op.weight, op.bias) if w}
-            self.step_bytes = sum(file.tensors[name].nbytes for name in read)
+            self.step_bytes = sum(_bytes_read(op, file) for op in program.ops)
         self.page_bytes = made.page_bytes
         self.isa: str | None = getattr(made, "isa", None)
         self._scheduler = Scheduler(Engine(program, made), chunk)
@@ -152,7 +153,7 @@ class Model:
     def _context(self, wanted: int | None, own: int) -> int:
         if wanted is None:
             return own
-        if _integer("context", wanted, 1, 1 << 24) > own:
+        if wanted > own:
             warnings.warn(f"context {wanted} is beyond the {own} tokens that the model was made for", stacklevel=4)
         return wanted
 
@@ -336,6 +337,14 @@ def file_tensors(file: GGUF) -> models.Tensors:
         return tensor.format.dequantise(file.read(tensor)).ravel()
 
     return models.Tensors(file.path, file.tensors, floats)
+
+
+def _bytes_read(op: Op, file: GGUF) -> int:
+    """Bytes of weights that one token's step reads for an op."""
+    if op.kind in ("embed", "position"):
+        return 0
+    sizes = [w.n * file.tensors[w.name].row_bytes if w.k else 4 * w.n for w in op.weights()]
+    return sum(sizes) * op.used // len(sizes) if op.experts else sum(sizes)
 
 
 def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:

@@ -2,87 +2,36 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-
-from ..config import LIMIT, Keys
+from ..config import Keys
 from ..errors import FileError, UnsupportedError
-from ..ops import Program, Weight
-from . import llama
+from ..ops import Program
+from .gemma import Gemma, Gemma2, Gemma3
+from .gpt2 import GPT2
+from .granite import Granite
+from .llama import Llama
+from .olmo2 import Olmo2
+from .opt import Opt
+from .phi2 import Phi2
+from .phi3 import Phi3
+from .qwen import Qwen2, Qwen3
+from .smollm3 import SmolLM3
+from .stablelm import StableLM
+from .tensors import Tensor, Tensors
+
+__all__ = ["FAMILIES", "Tensor", "Tensors", "build"]
+
+# By general.architecture.
+FAMILIES: dict[str, type[Llama]] = {
+    "llama": Llama, "qwen2": Qwen2, "qwen3": Qwen3, "qwen3moe": Qwen3, "gemma": Gemma, "gemma2": Gemma2,
+    "gemma3": Gemma3, "phi2": Phi2, "phi3": Phi3, "smollm3": SmolLM3, "stablelm": StableLM, "gpt2": GPT2,
+    "granite": Granite, "olmo2": Olmo2, "opt": Opt,
+}  # fmt: skip
 
 
-class Tensor(Protocol):
-    """What a family needs to know of a tensor: shape in the file's order, row length first."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-class Tensors:
-    """The tensors of a file, as a family asks for them; remembers which were asked for."""
-
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor], floats: Callable[[str], np.ndarray]) -> None:
-        self.path, self.tensors, self.used, self._floats = path, tensors, set[str](), floats
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-    def get(self, name: str, n: int, k: int = 0, rope_heads: int = 0, rope_dim: int = 0) -> Weight:
-        """The tensor `name` of n rows of k elements (of n elements where k is 0). FileError if there is none such."""
-        tensor = self.tensors.get(name)
-        if tensor is None:
-            raise FileError(self.path, "a tensor is missing", where=name)
-        shape: tuple[int, ...] = (k, n) if k else (n,)
-        while len(tensor.shape) > len(shape) and tensor.shape[-1] == 1:
-            shape += (1,)
-        if tensor.shape != shape:
-            raise FileError(self.path, "a tensor has the wrong shape", where=name, expected=shape, got=tensor.shape)
-        if max(shape) > LIMIT:
-            raise FileError(self.path, "a tensor is absurd", where=name, expected=f"sides up to {LIMIT}", got=shape)
-        self.used.add(name)
-        return Weight(name, n, k, rope_heads, rope_dim)
-
-    def maybe(self, name: str, n: int, rope_heads: int = 0, rope_dim: int = 0) -> Weight | None:
-        """An optional vector, such as a bias."""
-        return self.get(name, n, 0, rope_heads, rope_dim) if name in self.tensors else None
-
-    def floats(self, name: str, n: int) -> np.ndarray:
-        """A short vector's values, float32 (n,)."""
-        self.get(name, n)
-        return self._floats(name)
-
-    def rows(self, name: str) -> int:
-        """The number of rows of a matrix. FileError where it is missing or no matrix."""
-        tensor = self.tensors.get(name)
-        if tensor is None:
-            raise FileError(self.path, "a tensor is missing", where=name)
-        if len(tensor.shape) < 2:
-            raise FileError(self.path, "a tensor is no matrix", where=name, got=tensor.shape)
-        return tensor.shape[1]
-
-    def refuse_unused(self, ignore: tuple[str, ...]) -> None:
-        """FileError for a tensor that no op reads and that no pattern in `ignore` names."""
-        for name in self.tensors:
-            if name not in self.used and not any(re.fullmatch(pattern, name) for pattern in ignore):
-                raise UnsupportedError(self.path, "the model does not use this tensor", where=name)
-
-
-class Family(Protocol):
-    IGNORED: tuple[str, ...]
-
-    def program(self, keys: Keys, tensors: Tensors) -> Program: ...
-
-
-FAMILIES: dict[str, Family] = {"llama": llama}
-
-
-def build(keys: Keys, tensors: Tensors) -> Program:
+def build(keys: Keys, tensors: Tensors, context: int | None = None) -> Program:
     """The program of a file: every tensor read or on the family's ignore list, every key that matters understood.
 
+    context: the tokens that the user asks for, as some rotations go by them; None is the file's own.
     Raises UnsupportedError for another architecture, FileError for what is missing, absurd or left over.
     """
     family = FAMILIES.get(keys.arch)
@@ -91,7 +40,7 @@ def build(keys: Keys, tensors: Tensors) -> Program:
                                expected=" or ".join(sorted(FAMILIES)), got=keys.arch)  # fmt: skip
     if not tensors.tensors:
         raise FileError(keys.path, "the file holds a vocabulary and no weights: it can be shown and tokenize, not run")
-    program = family.program(keys, tensors)
+    program = family(keys, tensors, context).program()
     keys.refuse_unread()
     tensors.refuse_unused(family.IGNORED)
     return program

@@ -1,0 +1,14 @@
+"""SmolLM3: https://huggingface.co/blog/smollm3"""
+
+from __future__ import annotations
+
+from .llama import Llama
+
+
+class SmolLM3(Llama):
+    """No rotation in every fourth layer (Yang et al., arXiv:2501.18795)."""
+
+    PERIOD = 4
+
+    def rotation(self, i: int) -> int | None:
+        return super().rotation(i) if (i + 1) % self.PERIOD else None
