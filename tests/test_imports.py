@@ -16,8 +16,8 @@ PACKAGE = ROOT / "tinyslm"
 LAYERS = [
     ("__main__",), ("cli",), ("__init__",), ("bench", "conversation", "perplexity", "quantise"), ("model",),
     ("chat", "scheduler", "builtin"), ("engine", "hub"), ("tokenizer", "sampler", "kvcache"), ("sampling",),
-    ("backends",), ("models", "program"), ("ops",), ("config",), ("shapes",), ("mixes", "gguf"), ("gguf_writer",),
-    ("gguf_header",), ("formats",), ("errors",),
+    ("backends",), ("models", "program"), ("lowered",), ("ops",), ("config",), ("shapes", "convert"),
+    ("mixes", "gguf"), ("gguf_writer",), ("gguf_header",), ("formats",), ("errors",),
 ]  # fmt: skip
 HEIGHT = {name: -i for i, names in enumerate(LAYERS) for name in names}
 ONE = {"hub_download": "hub"}  # parts in two files

@@ -1,0 +1,275 @@
+"""Each family against the logits of its public implementation (make_family_goldens.py), and what makes it itself: each
+special thing, broken on purpose, is missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toys import Run
+
+from tinyslm import config, models
+from tinyslm.backends import has_native
+from tinyslm.backends.base import PAGE, Batch, Weights
+from tinyslm.backends.reference import Reference
+from tinyslm.errors import FileError, OptionError, UnsupportedError
+from tinyslm.gguf import GGUF, TensorData, write
+from tinyslm.models.llama import Llama
+from tinyslm.ops import Builder, Op, Program, RopeTable, Weight
+
+FOLDER = Path(__file__).parent / "goldens"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.gguf"))
+EXACT = 1e-4  # float32 throughout; logits deviate by 1 to 4
+NEAR = 0.04  # keys and values as float16
+Change = Callable[[pytest.MonkeyPatch, dict[str, object]], object]
+
+
+class Exact(Reference):
+    """Keys and values are kept as they are."""
+
+    def new_page(self) -> Any:
+        def empty(*shape: int) -> np.ndarray:
+            return np.zeros(shape, np.float32)
+
+        return [(empty(s.kv_heads, PAGE, s.dk), empty(s.kv_heads, PAGE, s.dv)) for s in self.program.stores]
+
+    def _run(self, op: Op, inputs: Sequence[np.ndarray], batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        if op.kind != "store":
+            return super()._run(op, inputs, batch)
+        s, (k, v) = self.program.stores[op.store], inputs
+        for row, (sequence, position) in enumerate(zip(batch.sequence, batch.positions, strict=True)):
+            keys, values = batch.pages[sequence][position // PAGE][op.store]
+            keys[:, position % PAGE] = k[row].reshape(s.kv_heads, s.dk)
+            values[:, position % PAGE] = v[row].reshape(s.kv_heads, s.dv)
+        return k, np.zeros(len(k), bool)
+
+
+def build(file: GGUF, metadata: dict[str, object], context: int | None = None) -> Program:
+    weights = Weights(file)
+
+    def floats(name: str) -> np.ndarray:
+        return weights.floats(Weight(name, file.tensors[name].shape[0]))
+
+    return models.build(config.Keys(file.path, metadata), models.Tensors(file.path, file.tensors, floats), context)
+
+
+def logits_of(backend: Any, program: Program, golden: dict[str, np.ndarray], chunk: int) -> np.ndarray:
+    """The logits at the golden's rows: a prompt in chunks, then the last ten tokens one by one."""
+    ids, sequence, got = golden["ids"], Run(backend, program), []
+    n = len(ids)
+    cuts = [*range(0, n - 10, chunk), *range(n - 10, n + 1)]
+    for start, stop in pairwise(cuts):
+        batch = sequence.batch([(0, stop - start, stop - start)])
+        batch.ids[:] = ids[start:stop]
+        logits = np.empty((stop - start, program.vocab), np.float32)
+        assert not backend.step(batch, logits).any()
+        got.append(logits)
+    sequence.close()
+    return np.concatenate(got)[golden["at"]]
+
+
+def context_of(name: str) -> int | None:
+    return 96 if name.endswith("-short") else None  # the longest that the short factors are for
+
+
+def run(name: str, kind: Callable[..., Any], metadata: dict[str, object] | None = None, chunk: int = 50) -> np.ndarray:
+    """The logits that a backend gives where the golden has them."""
+    golden = dict(np.load(FOLDER / f"{name}.npz"))
+    with GGUF.open(FOLDER / f"{name}.gguf") as file:
+        program = build(file, metadata or dict(file.metadata), context_of(name))
+        return logits_of(kind(program, Weights(file)), program, golden, chunk)
+
+
+def fastest(program: Program, weights: Weights) -> Any:
+    if not has_native():
+        return Reference(program, weights)
+    from tinyslm.backends.native import Native
+
+    return Native(program, weights, threads=1, rows=64)
+
+
+def error(name: str, got: np.ndarray) -> float:
+    return float(np.abs(got - np.load(FOLDER / f"{name}.npz")["logits"]).max())
+
+
+def test_every_family_has_a_golden() -> None:
+    arches = set()
+    for name in NAMES:
+        with GGUF.open(FOLDER / f"{name}.gguf") as file:
+            arches.add(file.metadata["general.architecture"])
+    assert arches == set(models.FAMILIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_of_the_public_implementation(name: str) -> None:
+    assert error(name, run(name, Exact)) < EXACT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_with_narrow_keys_and_values_in_any_chunk(name: str) -> None:
+    got = run(name, fastest)
+    assert error(name, got) < NEAR
+    np.testing.assert_array_equal(run(name, fastest, chunk=17).view(np.int32), got.view(np.int32))
+
+
+# ---- what makes a family itself, broken on purpose ----
+
+
+def key(name: str, value: object) -> Change:
+    return lambda patch, metadata: metadata.update({f"{metadata['general.architecture']}.{name}": value})
+
+
+def attribute(family: type[Llama], name: str, value: object) -> Change:
+    return lambda patch, metadata: patch.setattr(family, name, value)
+
+
+def context(tokens: int) -> Change:
+    return lambda patch, metadata: patch.setattr(f"{__name__}.context_of", lambda name: tokens)
+
+
+def without(family: type[Llama], name: str) -> Change:
+    """The method as Llama has it."""
+    return attribute(family, name, getattr(Llama, name))
+
+
+def method(owner: type, name: str, changed: Callable[..., Any]) -> Change:
+    """`changed` gets the method as it is, and its arguments."""
+    plain = getattr(owner, name)
+    return lambda patch, metadata: patch.setattr(owner, name, lambda *args, **named: changed(plain, *args, **named))
+
+
+def tables(change: Callable[[RopeTable], RopeTable]) -> Change:
+    def changed(plain: Callable[..., int], b: Builder, *args: Any) -> int:
+        number = plain(b, *args)
+        b.tables[number] = change(b.tables[number])
+        return number
+
+    return method(Builder, "table", changed)
+
+
+def plain_frequency(table: RopeTable, base: float = 10000.0) -> RopeTable:
+    n = len(table.frequency)
+    return replace(table, frequency=tuple(base ** (-i / n) for i in range(n)))
+
+
+F = models.FAMILIES
+no_window = attribute(Llama, "window", lambda self, i: 0)
+no_bias = method(models.Tensors, "maybe", lambda plain, self, name, *rest: plain(self, name, *rest) and None)
+no_magnitude = tables(lambda t: replace(t, magnitude=1.0))
+no_layernorm = method(Builder, "layernorm", lambda plain, b, x, w, bias, eps, heads=1: b.rmsnorm(x, w, eps, heads))
+halves = attribute(Llama, "PAIRS", "halves")
+BROKEN: dict[str, Change] = {
+    "llama: no factors of frequencies": tables(lambda t: plain_frequency(t, 500.0)),
+    "llama: halves turn": halves,
+    "llama-linear: no scaling": key("rope.scaling.factor", 1.0),
+    "mistral: no window": no_window,
+    "mistral: a window longer by one": key("attention.sliding_window", 21),
+    "mistral: a window shorter by one": key("attention.sliding_window", 19),
+    "mixtral: one expert of two": key("expert_used_count", 1),
+    "mixtral: experts weigh otherwise": method(Builder, "route", lambda plain, b, x, n: plain(b, b.scale(x, 0.3), n)),
+    "mixtral: the worst experts": method(Builder, "route", lambda plain, b, x, n: plain(b, b.scale(x, -1.0), n)),
+    "qwen2: no biases": no_bias,
+    "qwen2: neighbours turn": attribute(F["qwen2"], "PAIRS", "neighbours"),
+    "qwen2: no YaRN": tables(plain_frequency),
+    "qwen2: YaRN without its magnitude": no_magnitude,
+    "qwen2: YaRN with other bounds": key("rope.scaling.yarn_beta_slow", 8.0),
+    "qwen3: no norms of heads": without(F["qwen3"], "of_head"),
+    "qwen3: norms after turning": attribute(F["qwen3"], "turned", lambda self, i, x, heads: x),
+    "qwen3_moe: two experts of three": key("expert_used_count", 2),
+    "gemma: the embedding as it is": without(F["gemma"], "embedded"),
+    "gemma: SiLU": attribute(F["gemma"], "ACT", "silu"),
+    "gemma2: scores without a cap": key("attn_logit_softcapping", 0.0),
+    "gemma2: logits without a cap": key("final_logit_softcapping", 0.0),
+    "gemma2: no window": attribute(F["gemma2"], "window", lambda self, i: 0),
+    "gemma2: windows in every layer": attribute(F["gemma2"], "window", lambda self, i: 20),
+    "gemma2: windows in the other layers": attribute(F["gemma2"], "window", lambda self, i: 20 * (i % 2)),
+    "gemma2: no norms behind": without(F["gemma2"], "after"),
+    "gemma3_text: one base for all": key("rope.freq_base_swa", 1000000.0),
+    "gemma3_text: no scaling of far layers": key("rope.scaling.factor", 1.0),
+    "gemma3_text: every fifth layer sees all": attribute(F["gemma3"], "PERIOD", 5),
+    "gemma3_text: no window": key("attention.sliding_window", 1000),
+    "gemma3_text: no norms of heads": without(F["gemma3"], "of_head"),
+    "phi: whole heads turn": key("rope.dimension_count", 8),
+    "phi: no bias of the output": no_bias,
+    "phi: RMSNorm": no_layernorm,
+    "phi: ReLU": attribute(F["phi2"], "ACT", "relu"),
+    "phi: one after the other": without(F["phi2"], "layer"),
+    "phi: other pairs": attribute(F["phi2"], "PAIRS", "neighbours"),
+    "phi3: no window": no_window,
+    "phi3: gate and up exchanged": method(Builder, "glu", lambda plain, b, x, y, act: plain(b, y, x, act)),
+    "phi3-long: short factors": context(96),
+    "phi3-long: no magnitude": no_magnitude,
+    "phi3-long: whole heads turn": key("rope.dimension_count", 8),
+    "phi3-short: long factors": context(97),
+    "phi3-short: no magnitude": no_magnitude,
+    "smollm3: every layer turns": without(F["smollm3"], "rotation"),
+    "smollm3: every fifth layer does not": attribute(F["smollm3"], "PERIOD", 5),
+    "stablelm: whole heads turn": key("rope.dimension_count", 8),
+    "stablelm: no biases": no_bias,
+    "stablelm: RMSNorm": no_layernorm,
+    "stablelm-parallel: one after the other": key("use_parallel_residual", False),
+    "stablelm-parallel: no norms of heads": without(F["stablelm"], "of_head"),
+    "gpt2: positions shifted": method(Builder, "position", lambda plain, b, w, at: plain(b, w, at + 1)),
+    "gpt2: ReLU": attribute(F["gpt2"], "ACT", "relu"),
+    "gpt2: no biases": no_bias,
+    "granite: scores": key("attention.scale", 6**-0.5),
+    "granite: logits": key("logit_scale", 1.0),
+    "granite: embeddings": key("embedding_scale", 1.0),
+    "granite: residuals": key("residual_scale", 1.0),
+    "olmo2: norms before": attribute(F["olmo2"], "before", lambda self, x, name: self.norm(x, "output_norm")),
+    "olmo2: no norms behind": without(F["olmo2"], "after"),
+    "olmo2: no norms of queries and keys": without(F["olmo2"], "of_head"),
+    "opt: positions not offset": method(Builder, "position", lambda plain, b, w, at: plain(b, w, 0)),
+    "opt: GELU": attribute(F["opt"], "ACT", "gelu"),
+    "opt: no biases": no_bias,
+    "opt-350m: norms before": key("norm_before", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_broken_is_missed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By other logits, or by a tensor that has then no place, or is not there."""
+    name = case.split(":")[0]
+    with GGUF.open(FOLDER / f"{name}.gguf") as file:
+        metadata = dict(file.metadata)
+    BROKEN[case](monkeypatch, metadata)
+    try:
+        got = run(name, fastest, metadata)
+    except (FileError, UnsupportedError):
+        return
+    assert error(name, got) > 2 * NEAR
+
+
+# ---- what a file may say ----
+
+
+def test_an_older_mixture_has_tensors_of_each_expert(tmp_path: Path) -> None:
+    golden = dict(np.load(FOLDER / "mixtral.npz"))
+    with GGUF.open(FOLDER / "mixtral.gguf") as file:
+        tensors: list[TensorData] = []
+        for tensor in file.tensors.values():
+            rows = file.read(tensor)
+            if "_exps" not in tensor.name:
+                tensors.append(TensorData(tensor.name, tensor.shape, tensor.format.id, rows))
+                continue
+            k, n, count = tensor.shape
+            stem = tensor.name.removesuffix("_exps.weight")
+            for i in range(count):
+                part = rows[i * n : (i + 1) * n]
+                tensors.append(TensorData(f"{stem}.{i}.weight", (k, n), tensor.format.id, part))
+        write(tmp_path / "older.gguf", dict(file.metadata), tensors)
+    with GGUF.open(tmp_path / "older.gguf") as file:
+        program = build(file, dict(file.metadata))
+        assert error("mixtral", logits_of(fastest(program, Weights(file)), program, golden, 50)) < NEAR
+
+
+def test_learned_positions_end(tmp_path: Path) -> None:
+    with GGUF.open(FOLDER / "gpt2.gguf") as file:
+        with pytest.raises(OptionError, match="256 tokens"):
+            build(file, dict(file.metadata), 257)
+        build(file, dict(file.metadata), 100)
