@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from toys import Run
 
-from tinyslm import config, models
+from tinyslm import config, load, models
 from tinyslm.backends import has_native
 from tinyslm.backends.base import PAGE, Batch, Weights
 from tinyslm.backends.reference import Reference
@@ -21,6 +21,7 @@ from tinyslm.errors import FileError, OptionError, UnsupportedError
 from tinyslm.gguf import GGUF, TensorData, write
 from tinyslm.models.llama import Llama
 from tinyslm.ops import Builder, Op, Program, RopeTable, Weight
+from tinyslm.shapes import SHAPES, make
 
 FOLDER = Path(__file__).parent / "goldens"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.gguf"))
@@ -273,3 +274,14 @@ def test_learned_positions_end(tmp_path: Path) -> None:
         with pytest.raises(OptionError, match="256 tokens"):
             build(file, dict(file.metadata), 257)
         build(file, dict(file.metadata), 100)
+
+
+SMALL = {name: replace(shape, layers=2, width=64, ff=96, vocab=400, context=300) for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.arch != "llama"])
+def test_shapes_of_the_bench_run(name: str, tmp_path: Path) -> None:
+    """Small ones of the same make."""
+    make(tmp_path / "small.gguf", SMALL[name], "Q8_0")
+    with load(tmp_path / "small.gguf", threads=1, context=100) as model:
+        assert np.isfinite(model.logits([1, 2, 3])).all()

@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Shape:
-    """Hyperparameters of a Llama-family model; widths in elements."""
+    """Hyperparameters of a model; widths in elements. window: positions that most layers see; 0: all."""
 
     layers: int
     width: int
@@ -36,6 +36,8 @@ class Shape:
     tied: bool
     rope_base: float = 10000.0
     head_dim: int = 0
+    arch: str = "llama"
+    window: int = 0
 
     @property
     def dim(self) -> int:
@@ -49,6 +51,13 @@ SHAPES = {
     "smollm2-360m": Shape(32, 960, 15, 5, 2560, 49152, 8192, True, 100000.0),
     "smollm2-1.7b": Shape(24, 2048, 32, 32, 8192, 49152, 8192, True, 130000.0),
     "llama-3.2-1b": Shape(16, 2048, 32, 8, 8192, 128256, 131072, True, 500000.0),
+    "qwen2.5-0.5b": Shape(24, 896, 14, 2, 4864, 151936, 32768, True, 1000000.0, 64, "qwen2"),
+    "qwen2.5-1.5b": Shape(28, 1536, 12, 2, 8960, 151936, 32768, True, 1000000.0, 128, "qwen2"),
+    "qwen3-0.6b": Shape(28, 1024, 16, 8, 3072, 151936, 40960, True, 1000000.0, 128, "qwen3"),
+    "qwen3-1.7b": Shape(28, 2048, 16, 8, 6144, 151936, 40960, True, 1000000.0, 128, "qwen3"),
+    "gemma-3-270m": Shape(18, 640, 4, 1, 2048, 262144, 32768, True, 1000000.0, 256, "gemma3", 512),
+    "gemma-3-1b": Shape(26, 1152, 4, 1, 6912, 262144, 32768, True, 1000000.0, 256, "gemma3", 512),
+    "phi-3.5-mini": Shape(32, 3072, 32, 32, 8192, 32064, 131072, False, 10000.0, 96, "phi3", 262144),
     "tinyllama-1.1b": Shape(22, 2048, 32, 4, 5632, 32000, 2048, False),
     "llama-3.2-3b": Shape(28, 3072, 24, 8, 8192, 128256, 131072, True, 500000.0, 128),
     "llama-2-7b": Shape(32, 4096, 32, 32, 11008, 32000, 4096, False),
@@ -131,13 +140,20 @@ def real_kinds(shape: Shape, mix: str) -> Kinds:
 
 def metadata(shape: Shape) -> dict[str, object]:
     tokens, merges = _vocabulary(shape.vocab)
+    keys: dict[str, object] = {
+        "vocab_size": shape.vocab, "context_length": shape.context, "embedding_length": shape.width,
+        "block_count": shape.layers, "feed_forward_length": shape.ff, "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads, "attention.key_length": shape.dim,
+        "attention.value_length": shape.dim, "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": shape.rope_base, "rope.dimension_count": shape.dim,
+    }  # fmt: skip
+    if shape.window:
+        keys["attention.sliding_window"] = shape.window
+    if shape.arch == "phi3":
+        keys["rope.scaling.original_context_length"] = 4096
     return {
-        "general.architecture": "llama", "general.name": "random weights", "llama.vocab_size": shape.vocab,
-        "llama.context_length": shape.context, "llama.embedding_length": shape.width, "llama.block_count": shape.layers,
-        "llama.feed_forward_length": shape.ff, "llama.attention.head_count": shape.heads,
-        "llama.attention.head_count_kv": shape.kv_heads, "llama.attention.key_length": shape.dim,
-        "llama.attention.value_length": shape.dim, "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.freq_base": shape.rope_base, "llama.rope.dimension_count": shape.dim,
+        "general.architecture": shape.arch, "general.name": "random weights",
+        **{f"{shape.arch}.{name}": value for name, value in keys.items()},
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": np.array([1] * (shape.vocab - 2) + [3, 3], np.int32),
         "tokenizer.ggml.merges": merges, "tokenizer.ggml.bos_token_id": shape.vocab - 2,
@@ -171,22 +187,38 @@ def _tensors(shape: Shape, kinds: Kinds, rng: np.random.Generator) -> Iterator[T
             raise OptionError(f"random {kind} rows of {k} weights cannot be made")
         return TensorData(f"{name}.weight", (k, n), TYPE_IDS[kind], _chunks(n * k // block, k, kind, rng))
 
-    def norm(name: str) -> TensorData:
-        return TensorData(name, (shape.width,), TYPE_IDS["F32"], np.ones(shape.width, np.float32))
+    def vector(name: str, n: int = shape.width, value: float = 1) -> TensorData:
+        return TensorData(name, (n,), TYPE_IDS["F32"], np.full(n, value, np.float32))
 
     width, q, kv = shape.width, shape.heads * shape.dim, shape.kv_heads * shape.dim
     yield matrix("token_embd", shape.vocab, width)
     for i in range(shape.layers):
-        yield norm(f"blk.{i}.attn_norm.weight")
-        yield matrix(f"blk.{i}.attn_q", q, width)
-        yield matrix(f"blk.{i}.attn_k", kv, width)
-        yield matrix(f"blk.{i}.attn_v", kv, width)
+        yield vector(f"blk.{i}.attn_norm.weight")
+        if shape.arch == "phi3":
+            yield matrix(f"blk.{i}.attn_qkv", q + 2 * kv, width)
+        else:
+            yield matrix(f"blk.{i}.attn_q", q, width)
+            yield matrix(f"blk.{i}.attn_k", kv, width)
+            yield matrix(f"blk.{i}.attn_v", kv, width)
+        if shape.arch == "qwen2":
+            for name, n in (("q", q), ("k", kv), ("v", kv)):
+                yield vector(f"blk.{i}.attn_{name}.bias", n, 0)
+        if shape.arch in ("qwen3", "gemma3"):
+            for name in "qk":
+                yield vector(f"blk.{i}.attn_{name}_norm.weight", shape.dim)
         yield matrix(f"blk.{i}.attn_output", width, q)
-        yield norm(f"blk.{i}.ffn_norm.weight")
-        yield matrix(f"blk.{i}.ffn_gate", shape.ff, width)
-        yield matrix(f"blk.{i}.ffn_up", shape.ff, width)
+        yield vector(f"blk.{i}.ffn_norm.weight")
+        if shape.arch == "gemma3":
+            yield vector(f"blk.{i}.post_attention_norm.weight")
+            yield vector(f"blk.{i}.post_ffw_norm.weight")
+        if shape.arch != "phi3":
+            yield matrix(f"blk.{i}.ffn_gate", shape.ff, width)
+        yield matrix(f"blk.{i}.ffn_up", shape.ff * (2 if shape.arch == "phi3" else 1), width)
         yield matrix(f"blk.{i}.ffn_down", width, shape.ff)
-    yield norm("output_norm.weight")
+    if shape.arch == "phi3":
+        for name in ("long", "short"):
+            yield vector(f"rope_factors_{name}.weight", shape.dim // 2)
+    yield vector("output_norm.weight")
     if not shape.tied:
         yield matrix("output", shape.vocab, width)
 
