@@ -29,8 +29,11 @@ static inline void pairs_take(const uint8_t *p, int to, uint8_t *q) {
 static inline void planes_put(const int planes, const uint8_t *q, uint8_t *p) {
   if (planes == 8)
     for (int v = 0; v < 8; v++) memcpy(p + 64 * v, q + 4 * v, 4);
-  else if (planes >= 4)
-    for (int i = 0; i < 16; i++) p[i / 4 * 64 + i % 4] = (uint8_t)((q[i] & 15) | q[i + 16] << 4);
+  if (planes >= 4 && planes < 8) {
+    uint8_t low[16];
+    for (int i = 0; i < 16; i++) low[i] = (uint8_t)((q[i] & 15) | q[i + 16] << 4);
+    for (int j = 0; j < 4; j++) memcpy(p + 64 * j, low + 4 * j, 4);
+  }
   if (planes == 2 || planes == 3) pairs_put(q, 0, p);
   if (planes == 6) pairs_put(q, 4, p + 256);
   if (planes == 5) bits_put(q, 4, p + 256);
@@ -126,18 +129,20 @@ static inline void block_floats(const slm_form f, const slm_block *o, float *w) 
   }
 }
 
-/* Row r of a panel from a row of the file (NULL: zeros); it as floats; a row of the file as floats. */
+/* A panel from the rows of a file, -1 being one of zeros: block by block, as a panel may be larger than the first-level
+   cache; row r of it as floats; a row of the file as floats. */
 #define ROWS(type, form)                                                                            \
-  static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
+  static void put_##type(const uint8_t *source, const int32_t *rows, int64_t row_bytes, int k, uint8_t *panel) { \
     for (int left = k / form.kin.block; left > 0;) {                                                \
       const slm_unit_at u = slm_panel_unit(panel, left, form);                                      \
-      for (int j = 0; j < u.blocks; j++) {                                                          \
-        block_##type b = {0};                                                                       \
-        slm_block o;                                                                                \
-        if (source) memcpy(&b, source, sizeof b), source += sizeof b;                               \
-        open_##type(&b, &o);                                                                        \
-        block_put(form, &o, u, j, r);                                                               \
-      }                                                                                             \
+      for (int j = 0; j < u.blocks; j++, source += sizeof(block_##type))                            \
+        for (int r = 0; r < PANEL; r++) {                                                           \
+          block_##type b = {0};                                                                     \
+          slm_block o;                                                                              \
+          if (rows[r] >= 0) memcpy(&b, source + rows[r] * row_bytes, sizeof b);                     \
+          open_##type(&b, &o);                                                                      \
+          block_put(form, &o, u, j, r);                                                             \
+        }                                                                                           \
       panel += u.bytes, left -= u.blocks;                                                           \
     }                                                                                               \
   }                                                                                                 \
@@ -185,12 +190,10 @@ static inline float value_F32(const uint8_t *p) {
 static inline float value_F16(const uint8_t *p) { return f16_of(p); }
 static inline float value_BF16(const uint8_t *p) { return float_of((uint32_t)p[0] << 16 | (uint32_t)p[1] << 24); }
 #define FLOAT_ROWS(type, bytes, held, value)                                                        \
-  static void put_##type(const uint8_t *source, int k, int r, uint8_t *panel) {                     \
-    panel += r * (held);                                                                            \
-    for (int i = 0; i < k; i++, panel += PANEL * (held)) {                                          \
-      if (source) keep_##type(source + i * (bytes), panel);                                         \
-      else memset(panel, 0, held);                                                                  \
-    }                                                                                               \
+  static void put_##type(const uint8_t *source, const int32_t *rows, int64_t row_bytes, int k, uint8_t *panel) { \
+    for (int i = 0; i < k; i++, source += (bytes))                                                  \
+      for (int r = 0; r < PANEL; r++, panel += (held))                                              \
+        if (rows[r] >= 0) keep_##type(source + rows[r] * row_bytes, panel);                         \
   }                                                                                                 \
   static void get_##type(const uint8_t *panel, int k, int r, float *target) {                       \
     for (int i = 0; i < k; i++) target[i] = value(panel + (i * PANEL + r) * (held));                \
@@ -211,7 +214,7 @@ typedef struct {
   int bytes;        /* of a block in the file; 0 for a type without panels */
   int float_bytes;  /* of an element in a panel of a float type, else 0 */
   const slm_form *form;
-  void (*put)(const uint8_t *source, int k, int r, uint8_t *panel);
+  void (*put)(const uint8_t *source, const int32_t *rows, int64_t row_bytes, int k, uint8_t *panel);
   void (*get)(const uint8_t *panel, int k, int r, float *target);
   void (*floats)(const uint8_t *source, int k, float *target);
 } format;
@@ -262,10 +265,7 @@ int32_t slm_pack(int32_t type, int32_t k, const uint8_t *source, const int32_t *
   const int64_t row_bytes = slm_row_bytes(type, k), panel_bytes = slm_panel_bytes(type, k);
   for (int32_t p = 0; p < panels; p++, target += panel_bytes) {
     memset(target, 0, (size_t)panel_bytes);
-    for (int r = 0; r < PANEL; r++) {
-      int32_t row = rows[p * PANEL + r];
-      f->put(row < 0 ? NULL : source + row * row_bytes, k, r, target);
-    }
+    f->put(source, rows + p * PANEL, row_bytes, k, target);
   }
   return SLM_OK;
 }
