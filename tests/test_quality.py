@@ -35,6 +35,7 @@ def test_rows_of_the_table(quality: Any, tmp_path: Path) -> None:
         texts = quality.heldout(model, 2)
         base, own = quality.Recorded(model, texts), measure(model, texts, first=0)
     assert own.tokens == sum(map(len, texts)) - 2
+    assert [(t[0], t[-1]) for t in texts] == [(model.tokenizer.bos, model.tokenizer.eos)] * 2
     assert 1 < own.perplexity.value < 1.6, "a held-out tale is foreseen, from its own beginning"
     f16, q8, q4 = rows = [quality.row(BY_NAME[name], texts, base, args, tmp_path) for name in ("F16", "Q8_0", "Q4_1")]
     assert list(tmp_path.iterdir()) == []
