@@ -14,9 +14,9 @@ from tinyslm.backends import has_native
 PACKAGE = ROOT / "tinyslm"
 # From the top down: a module imports from its own layer (where that is a package) and from those below, never upwards.
 LAYERS = [
-    ("__main__",), ("cli",), ("__init__",), ("bench", "conversation", "perplexity", "quantise"), ("model",),
-    ("chat", "scheduler", "builtin"), ("engine", "hub"), ("tokenizer", "sampler", "kvcache"), ("sampling",),
-    ("backends",), ("models", "program"), ("lowered",), ("ops",), ("config",), ("shapes", "convert"),
+    ("__main__",), ("cli",), ("__init__",), ("convert",), ("bench", "conversation", "perplexity", "quantise"),
+    ("model",), ("chat", "scheduler", "builtin"), ("engine", "hub"), ("tokenizer", "sampler", "kvcache"),
+    ("sampling",), ("backends",), ("models", "program"), ("lowered",), ("ops",), ("config",), ("shapes",),
     ("mixes", "gguf"), ("gguf_writer",), ("gguf_header",), ("formats",), ("errors",),
 ]  # fmt: skip
 HEIGHT = {name: -i for i, names in enumerate(LAYERS) for name in names}

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import TinySLMError
-from . import bench, chat, imatrix, models, perplexity, pull, quantize, run, show, tokenize
+from . import bench, chat, convert, imatrix, models, perplexity, pull, quantize, run, show, tokenize
 from .terminal import say
 
 VERBS = {"run": run, "chat": chat, "pull": pull, "models": models, "show": show, "tokenize": tokenize, "bench": bench,
-         "perplexity": perplexity, "quantize": quantize, "imatrix": imatrix}  # fmt: skip
+         "perplexity": perplexity, "quantize": quantize, "imatrix": imatrix, "convert": convert}  # fmt: skip
 EXAMPLES = """\
 examples:
   tinyslm run "Once upon a time"                   with the built-in model
@@ -29,6 +29,7 @@ examples:
   tinyslm tokenize -m model.gguf "Once upon a time"
   tinyslm bench --shape llama-3.2-1b
   tinyslm perplexity -m model.gguf -f text.txt
+  tinyslm convert FOLDER model-f16.gguf --type f16 of a model as the hub has it, in safetensors
   tinyslm quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
   tinyslm run -h                                   all that a verb can do
 

@@ -289,15 +289,22 @@ class Source:
 
 
 def sources(config: Config, names: list[str]) -> list[Source]:
-    """Which GGUF tensors the published ones make, in the order of the files. OptionError for one that has no place."""
+    """Which GGUF tensors the published ones make, in the order of the files. OptionError for one that has no place.
+
+    Where the files hold the model without its head, their names lack the prefix that all others have.
+    """
     family = family_of(config)
     patterns = [(re.compile(re.escape(hf).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{e\}", r"(?P<e>\d+)")), name)
                 for hf, name in family.names.items()]  # fmt: skip
+    prefix = next(iter(family.names)).partition(".")[0] + "."
+    if any(name.startswith(prefix) for name in names):
+        prefix = ""
     tied = config.get("tie_word_embeddings", family.arch in ("gpt2", "gemma", "gemma2", "gemma3", "opt"))
     found: dict[str, dict[int, str]] = {}
     for published in names:
-        stem, _, end = published.rpartition(".")
-        if any(re.fullmatch(pattern, published) for pattern in family.ignored) or (tied and stem == "lm_head"):
+        full = published if published.startswith("lm_head.") else prefix + published
+        stem, _, end = full.rpartition(".")
+        if any(re.fullmatch(pattern, full) for pattern in family.ignored) or (tied and stem == "lm_head"):
             continue
         for pattern, name in patterns:
             if end in ("weight", "bias") and (match := pattern.fullmatch(stem)):
@@ -310,13 +317,24 @@ def sources(config: Config, names: list[str]) -> list[Source]:
     return [Source(name, tuple(parts[i] for i in sorted(parts))) for name, parts in found.items()]
 
 
+def _stacked(name: str, parts: int) -> bool:
+    return parts > 1 or name.endswith("_exps.weight")
+
+
+def shape_of(config: Config, name: str, parts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of what `converted` makes of parts of these shapes."""
+    shape = parts[0]
+    if name.endswith(".weight") and name.split(".")[-2] in family_of(config).transposed:
+        shape = shape[::-1]
+    return (len(parts), *shape) if _stacked(name, len(parts)) else shape
+
+
 def converted(config: Config, name: str, parts: list[np.ndarray]) -> np.ndarray:
     """The values of a GGUF tensor, from those that `sources` names; shapes have the row length last."""
     family = family_of(config)
     stem, _, end = name.rpartition(".")
     stem = stem.rpartition(".")[2]
-    stacked = len(parts) > 1 or stem.endswith("_exps")
-    a = np.stack(parts) if stacked else parts[0]
+    a = np.stack(parts) if _stacked(name, len(parts)) else parts[0]
     if end == "weight" and stem in family.transposed:
         a = np.ascontiguousarray(a.T)
     if family.add_one and end == "weight" and stem.endswith("norm"):

@@ -86,7 +86,7 @@ def quantise_file(
             _check_importance(file, types, importance)
         jobs = {name: list(_jobs(file.tensors[name], kind, importance)) for name, kind in types.items()}
         result = _result(file, types)
-        _check_room(target, result.after)
+        check_room(target, result.after)
         keys, kinds = _metadata(file, mix, importance)
         workers = threads or default_threads()
         with ThreadPoolExecutor(workers) as pool:
@@ -215,7 +215,8 @@ def _result(file: GGUF, types: dict[str, str]) -> Result:
     return Result(before, after, sum(weights.values()), Counter(types.values()))
 
 
-def _check_room(target: Path, size: int) -> None:
+def check_room(target: Path, size: int) -> None:
+    """FileError where there is no folder for the file, or the disk has not that many bytes and some to spare."""
     folder = target.parent
     if not folder.is_dir():
         raise FileError(target, "cannot be written: its folder does not exist")
