@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import models
+from .. import models, tokenizer
 from ..config import Keys
 from ..errors import FileError, OptionError, TinySLMError
 from ..formats import BY_NAME, TYPE_IDS, TYPES
@@ -136,7 +136,8 @@ def _file_type(kind: str, plans: list[_Plan]) -> int:
 
 
 def _check(folder: Path, keys: dict[str, object], plans: list[_Plan]) -> None:
-    """The file to be makes a program: nothing that it needs is missing, and nothing is left over."""
+    """The file to be makes a tokenizer and a program: nothing that they need is missing, and nothing is left over."""
+    tokenizer.load(keys, folder)
     values = {plan.name: plan.values for plan in plans if plan.values is not None}
     try:
         models.build(

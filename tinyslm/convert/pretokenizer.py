@@ -69,7 +69,10 @@ def name_of(found: Any, ignore_merges: bool, arch: str, path: Path) -> str:
     )  # fmt: skip
 
 
-def _pieces(cutter: Library, text: str) -> list[str]:
+def _pieces(cutter: Library | None, text: str) -> list[str]:
+    """Without one, a text is one word."""
+    if cutter is None:
+        return [text]
     return [piece for piece, _ in cutter.pre_tokenize_str(text)]
 
 

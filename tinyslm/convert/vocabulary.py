@@ -51,6 +51,18 @@ def read(folder: Path, model: Mapping[str, Any], arch: str, pre: str | None = No
     if type(size) is not int or not 0 < size <= MOST:
         raise FileError(folder / "config.json", "a key is absurd", where="vocab_size",
                         expected=f"1 to {MOST}", got=size)  # fmt: skip
+    try:
+        keys = _read(folder, model, arch, pre, size)
+        json.dumps(keys.get("chat_template", ""), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise FileError(folder, "the chat template is no UTF-8", got=ascii(error.object[:40])) from error
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise FileError(folder, f"the tokenizer's files cannot be understood: {error}") from error
+    return {f"tokenizer.{name}" if name.startswith("chat") else f"tokenizer.ggml.{name}": value
+            for name, value in keys.items()}  # fmt: skip
+
+
+def _read(folder: Path, model: Mapping[str, Any], arch: str, pre: str | None, size: int) -> dict[str, object]:
     path, tokenizer = _source(folder)
     p = Published(folder, path, _optional(folder, "tokenizer_config.json"), model,
                   _optional(folder, "generation_config.json"))  # fmt: skip
@@ -67,8 +79,7 @@ def read(folder: Path, model: Mapping[str, Any], arch: str, pre: str | None = No
     _around(p, tokenizer.get("post_processor"))
     _specials(p)
     _template(p)
-    return {f"tokenizer.ggml.{name}" if not name.startswith("chat") else f"tokenizer.{name}": value
-            for name, value in p.keys.items()}  # fmt: skip
+    return p.keys
 
 
 def _optional(folder: Path, name: str) -> dict[str, Any]:
