@@ -284,21 +284,21 @@ def test_sentencepiece(prefix: bool, tmp_path: Path) -> None:
     from sentencepiece import SentencePieceProcessor
 
     size = sentencepiece(tmp_path, prefix)
-    put(tmp_path, added_tokens={"<tool>": size}, tokenizer_config={
+    put(tmp_path, added_tokens={"<tool>": size, "two▁words": size + 2}, tokenizer_config={
         "add_bos_token": True, "bos_token": {"content": "<s>"}, "eos_token": "</s>", "added_tokens_decoder": {
             "0": {"content": "<unk>", "special": True},
             str(size + 1): {"content": "<|im_end|>", "special": True}}})  # fmt: skip
-    tok = words(tmp_path, size + 3)
+    tok = words(tmp_path, size + 4)
     library = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     for text in TEXTS:
         if "<tool>" not in text:
             assert tok.encode(text) == [1, *library.encode(text)], text
             assert tok.decode(tok.encode(text)) == text
-    assert tok.encode("<tool>", bos=False) == [size]
+    assert tok.encode("<tool>two words", bos=False) == [size, size + 2]
     assert (tok.bos, tok.eos, tok.unk, tok.token("<|im_end|>")) == (1, 2, 0, size + 1)
-    keys = vocabulary.read(tmp_path, {"vocab_size": size + 3}, "llama")
+    keys = vocabulary.read(tmp_path, {"vocab_size": size + 4}, "llama")
     assert keys["tokenizer.ggml.scores"][-3:].tolist() == [-1000, -1000, -10000]
-    assert keys["tokenizer.ggml.token_type"][[0, 1, 5, -4, -3, -2, -1]].tolist() == [2, 3, 6, 1, 4, 3, 5]
+    assert keys["tokenizer.ggml.token_type"][[0, 1, 5, -5, -4, -3, -2, -1]].tolist() == [2, 3, 6, 1, 4, 3, 4, 5]
 
 
 @pytest.mark.parametrize("prefix", [True, False])
