@@ -12,6 +12,7 @@ could share a scale, and in the engine itself.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 import tempfile
 import textwrap
@@ -66,13 +67,32 @@ class Row:
     speed: list[bench.Result]
 
 
+GGML: list[ctypes.CDLL] = []  # with --ggml, which rounds to the types that tinyslm only reads
+
+
+def rounded_rows(form: Format, rows: np.ndarray) -> np.ndarray:
+    """Rows (n, k) in a type: uint8 (n, bytes). OptionError where nobody here rounds to it."""
+    try:
+        return quantise_rows(form.name, rows)
+    except OptionError:
+        if not GGML:
+            raise
+    n, k = rows.shape
+    rows, even = np.ascontiguousarray(rows, np.float32), np.ones(k, np.float32)  # each column counts alike
+    out = np.zeros((n, k // form.block * form.bytes), np.uint8)
+    at = [ctypes.c_void_p(array.ctypes.data) for array in (rows, out, even)]
+    sizes = [ctypes.c_int64(size) for size in (0, n, k)]
+    GGML[0].ggml_quantize_chunk(ctypes.c_int(form.id), *at[:2], *sizes, at[2])
+    return out
+
+
 def types(wanted: str | None) -> list[Format]:
     """All that weights can be rounded to here, the largest first; or those named."""
     found = {}
     for form in sorted(FORMATS.values(), key=lambda f: (-f.bytes / f.block, f.name)):
         with suppress(OptionError):
             if form.name not in NUMBERS:
-                quantise_rows(form.name, np.zeros((1, form.block), np.float32))
+                rounded_rows(form, np.zeros((1, form.block), np.float32))
                 found[form.name] = form
     names = wanted.upper().split(",") if wanted else list(found)
     if unknown := [name for name in names if name not in found]:
@@ -101,7 +121,7 @@ def rounded_file(form: Format, path: Path) -> float:
             data, kind = file.read(t), t.format
             if len(t.shape) > 1:
                 kind, values = form, t.format.dequantise(data)
-                data = quantise_rows(form.name, values)
+                data = rounded_rows(form, values)
                 error += float(np.square(form.dequantise(data) - values, dtype=np.float64).sum())
                 total += float(np.square(values, dtype=np.float64).sum())
             tensors.append(TensorData(t.name, t.shape, kind.id, data))
@@ -111,7 +131,7 @@ def rounded_file(form: Format, path: Path) -> float:
 
 def gaussian(form: Format) -> float:
     values = np.random.default_rng(0).standard_normal((GAUSSIAN // 256, 256), np.float32)
-    return float(np.sqrt(np.square(form.dequantise(quantise_rows(form.name, values)) - values).mean()))
+    return float(np.sqrt(np.square(form.dequantise(rounded_rows(form, values)) - values).mean()))
 
 
 def speed(form: Format, shape: str, folder: Path, threads: int | None) -> list[bench.Result]:
@@ -222,10 +242,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="what each tensor type costs in quality")
     parser.add_argument("--types", help="names with commas between (all that weights can be rounded to)")
     parser.add_argument("--documents", type=int, default=16, help="held-out tales (16)")
+    parser.add_argument("--ggml", metavar="LIBRARY", help="libggml-base.so, for the types that tinyslm only reads")
     parser.add_argument("--speed", metavar="SHAPE", choices=shapes.SHAPES, help="measure the speed in this shape too")
     parser.add_argument("-t", "--threads", type=int, help="threads (the physical cores that this process may use)")
     parser.add_argument("--out", type=Path, help="file for the tables (stdout)")
     args = parser.parse_args()
+    if args.ggml:
+        GGML.append(ctypes.CDLL(args.ggml))
     forms, rows = types(args.types), list[Row]()
     with Scorer(MODEL, threads=args.threads, activations=0) as model:
         texts = heldout(model, args.documents)
