@@ -7,38 +7,43 @@
 #include "formats/mx.h"
 #include "formats/ternary.h"
 
-/* Fields of 1 or 2 bits of 32 codes into (or out of) one vector, or two; `p` is the row's own column. */
-static inline void bits_put(const uint8_t *q, int from, uint8_t *p) {
-  uint8_t bits[4] = {0};
-  for (int i = 0; i < 32; i++) bits[i % 4] |= (uint8_t)((q[i] >> from & 1) << i / 4);
-  memcpy(p, bits, 4);
+/* Codes of 32 elements of one row into the planes of 16 rows; `p` is the row's own column: 4 bytes of each vector. */
+ALWAYS void words_put(uint64_t two, uint8_t *p) {
+  const uint32_t first = (uint32_t)two, second = (uint32_t)(two >> 32);
+  memcpy(p, &first, 4), memcpy(p + 64, &second, 4);
 }
-static inline void bits_get(const uint8_t *p, int to, uint8_t *q) {
-  for (int i = 0; i < 32; i++) q[i] |= (uint8_t)((p[i % 4] >> i / 4 & 1) << to);
-}
-static inline void pairs_put(const uint8_t *q, int from, uint8_t *p) {
-  uint8_t pairs[8] = {0};
-  for (int i = 0; i < 32; i++) pairs[i / 16 * 4 + i % 4] |= (uint8_t)((q[i] >> from & 3) << i % 16 / 4 * 2);
-  memcpy(p, pairs, 4), memcpy(p + 64, pairs + 4, 4);
-}
-static inline void pairs_take(const uint8_t *p, int to, uint8_t *q) {
-  for (int i = 0; i < 32; i++) q[i] |= (uint8_t)((p[i / 16 * 64 + i % 4] >> i % 16 / 4 * 2 & 3) << to);
-}
-
-/* Codes of 32 elements of one row into (or out of) the planes of 16 rows. */
-static inline void planes_put(const int planes, const uint8_t *q, uint8_t *p) {
-  if (planes == 8)
-    for (int v = 0; v < 8; v++) memcpy(p + 64 * v, q + 4 * v, 4);
-  if (planes >= 4 && planes < 8) {
-    uint8_t low[16];
-    for (int i = 0; i < 16; i++) low[i] = (uint8_t)((q[i] & 15) | q[i + 16] << 4);
-    for (int j = 0; j < 4; j++) memcpy(p + 64 * j, low + 4 * j, 4);
+ALWAYS void pairs_put(const uint64_t *q, int from, uint8_t *p) {
+  for (int u = 0; u < 2; u++, p += 64) {
+    const uint64_t x = field(q[2 * u], from, 3, 0) | field(q[2 * u + 1], from, 3, 4);
+    const uint32_t pairs = (uint32_t)x | (uint32_t)(x >> 32) << 2;
+    memcpy(p, &pairs, 4);
   }
+}
+ALWAYS void bits_put(const uint64_t *q, int from, uint8_t *p) {
+  uint64_t x = 0;
+  for (int i = 0; i < 4; i++) x |= field(q[i], from, 1, 2 * i);
+  const uint32_t bits = (uint32_t)x | (uint32_t)(x >> 32) << 1;
+  memcpy(p, &bits, 4);
+}
+ALWAYS void planes_put(const int planes, const uint8_t *codes, uint8_t *p) {
+  const uint64_t q[4] = {eight(codes), eight(codes + 8), eight(codes + 16), eight(codes + 24)};
+  if (planes == 8)
+    for (int i = 0; i < 4; i++) words_put(q[i], p + 128 * i);
+  if (planes >= 4 && planes < 8)
+    for (int i = 0; i < 2; i++) words_put(field(q[i], 0, 15, 0) | field(q[i + 2], 0, 15, 4), p + 128 * i);
   if (planes == 2 || planes == 3) pairs_put(q, 0, p);
   if (planes == 6) pairs_put(q, 4, p + 256);
   if (planes == 5) bits_put(q, 4, p + 256);
   if (planes == 3) bits_put(q, 2, p + 128);
   if (planes == 1) bits_put(q, 1, p);
+}
+
+/* And back. */
+static inline void bits_get(const uint8_t *p, int to, uint8_t *q) {
+  for (int i = 0; i < 32; i++) q[i] |= (uint8_t)((p[i % 4] >> i / 4 & 1) << to);
+}
+static inline void pairs_take(const uint8_t *p, int to, uint8_t *q) {
+  for (int i = 0; i < 32; i++) q[i] |= (uint8_t)((p[i / 16 * 64 + i % 4] >> i % 16 / 4 * 2 & 3) << to);
 }
 static inline void planes_get(const int planes, const uint8_t *p, uint8_t *q) {
   memset(q, 0, 32);
@@ -54,7 +59,7 @@ static inline void planes_get(const int planes, const uint8_t *p, uint8_t *q) {
 }
 
 /* A row's n bytes of scales, into (or out of) those of 16 rows, `word` bytes of each together. */
-static inline void scales_put(const uint8_t *own, int n, int word, int r, uint8_t *p) {
+ALWAYS void scales_put(const uint8_t *own, int n, int word, int r, uint8_t *p) {
   for (int i = 0; i < n; i += word) memcpy(p + i * PANEL + r * word, own + i, (size_t)word);
 }
 static inline void scales_get(const uint8_t *p, int n, int word, int r, uint8_t *own) {
@@ -64,7 +69,7 @@ static inline int small_word(const slm_kin kin) { return kin.small == 12 && kin.
 static inline int scale_word(const slm_kin kin) { return kin.scale == 2 ? 2 : 1; }
 
 /* Block b of a unit, row r: to the panel and from it. */
-static inline void block_put(const slm_form f, const slm_block *o, slm_unit_at u, int b, int r) {
+ALWAYS void block_put(const slm_form f, const slm_block *o, slm_unit_at u, int b, int r) {
   const slm_kin k = f.kin;
   uint8_t *codes = u.codes + b * slm_code_bytes(f) + 4 * r;
   for (int g = 0; g < k.block / 32; g++) planes_put(f.planes, o->q + 32 * g, codes + g * 64 * f.planes);
@@ -133,14 +138,14 @@ static inline void block_floats(const slm_form f, const slm_block *o, float *w) 
    cache; row r of it as floats; a row of the file as floats. */
 #define ROWS(type, form)                                                                            \
   static void put_##type(const uint8_t *source, const int32_t *rows, int64_t row_bytes, int k, uint8_t *panel) { \
+    static const block_##type none;                                                                 \
     for (int left = k / form.kin.block; left > 0;) {                                                \
       const slm_unit_at u = slm_panel_unit(panel, left, form);                                      \
-      for (int j = 0; j < u.blocks; j++, source += sizeof(block_##type))                            \
+      memset(panel, 0, (size_t)u.head);                                                             \
+      for (int j = 0; j < u.blocks; j++, source += sizeof none)                                     \
         for (int r = 0; r < PANEL; r++) {                                                           \
-          block_##type b = {0};                                                                     \
           slm_block o;                                                                              \
-          if (rows[r] >= 0) memcpy(&b, source + rows[r] * row_bytes, sizeof b);                     \
-          open_##type(&b, &o);                                                                      \
+          open_##type(rows[r] < 0 ? &none : (const void *)(source + rows[r] * row_bytes), &o);      \
           block_put(form, &o, u, j, r);                                                             \
         }                                                                                           \
       panel += u.bytes, left -= u.blocks;                                                           \
@@ -191,9 +196,14 @@ static inline float value_F16(const uint8_t *p) { return f16_of(p); }
 static inline float value_BF16(const uint8_t *p) { return float_of((uint32_t)p[0] << 16 | (uint32_t)p[1] << 24); }
 #define FLOAT_ROWS(type, bytes, held, value)                                                        \
   static void put_##type(const uint8_t *source, const int32_t *rows, int64_t row_bytes, int k, uint8_t *panel) { \
-    for (int i = 0; i < k; i++, source += (bytes))                                                  \
-      for (int r = 0; r < PANEL; r++, panel += (held))                                              \
-        if (rows[r] >= 0) keep_##type(source + rows[r] * row_bytes, panel);                         \
+    static const uint8_t none[32 * (bytes)];                                                        \
+    for (int at = 0; at < k; at += 32)                                                              \
+      for (int r = 0; r < PANEL; r++) {                                                             \
+        const uint8_t *own = rows[r] < 0 ? none : source + rows[r] * row_bytes + at * (bytes);      \
+        uint8_t *p = panel + (at * PANEL + r) * (held);                                             \
+        for (int i = 0; i < 32 && i < k - at; i++) keep_##type(own + i * (bytes), p + i * PANEL * (held)); \
+      }                                                                                             \
+    memset(panel + k * PANEL * (held), 0, (size_t)(-(k * PANEL * (held)) & 63));                    \
   }                                                                                                 \
   static void get_##type(const uint8_t *panel, int k, int r, float *target) {                       \
     for (int i = 0; i < k; i++) target[i] = value(panel + (i * PANEL + r) * (held));                \
@@ -263,10 +273,7 @@ int32_t slm_pack(int32_t type, int32_t k, const uint8_t *source, const int32_t *
   const format *f = find(type, k);
   if (!f) return SLM_E_TYPE;
   const int64_t row_bytes = slm_row_bytes(type, k), panel_bytes = slm_panel_bytes(type, k);
-  for (int32_t p = 0; p < panels; p++, target += panel_bytes) {
-    memset(target, 0, (size_t)panel_bytes);
-    f->put(source, rows + p * PANEL, row_bytes, k, target);
-  }
+  for (int32_t p = 0; p < panels; p++, target += panel_bytes) f->put(source, rows + p * PANEL, row_bytes, k, target);
   return SLM_OK;
 }
 

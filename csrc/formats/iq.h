@@ -32,10 +32,10 @@ static inline void open_IQ4_XS(const block_IQ4_XS *b, slm_block *o) {
 
 /* Seven signs, and an eighth that makes the number of minuses even. */
 static inline int eight_signs(int seven) { return seven | (__builtin_popcount((unsigned)seven) & 1) << 7; }
-/* 8 digits of 2 bits, or 4 of 4, with the bit `minus` where a sign is. */
-static inline void word_get(uint16_t word, int bits, int signs, int minus, uint8_t *q) {
-  const int mask = (1 << bits) - 1;
-  for (int i = 0; i < 16 / bits; i++) q[i] = (uint8_t)((word >> bits * i & mask) | (signs >> i & 1) * minus);
+/* 8 digits of 2 bits, or 4 of 4, with bit number `minus` where a sign is. */
+ALWAYS void word_get(uint16_t word, int bits, int signs, int minus, uint8_t *q) {
+  const uint64_t x = (bits == 2 ? spread_2(word) : spread_4(word)) | spread_1(signs, minus);
+  memcpy(q, &x, bits == 2 ? 8 : 4);
 }
 /* The word that holds 4 times 7 signs and a scale: 32 bits that are aligned to 16. */
 static inline uint32_t two_words(const uint16_t *p) { return p[0] | (uint32_t)p[1] << 16; }
@@ -44,7 +44,7 @@ static inline void open_IQ2_XXS(const block_IQ2_XXS *b, slm_block *o) {
   for (int g = 0; g < 8; g++) {
     const uint32_t rest = two_words(b->q + 4 * g + 2), codes = two_words(b->q + 4 * g);
     for (int j = 0; j < 4; j++)
-      word_get(grid_IQ2_XXS[codes >> 8 * j & 255], 2, eight_signs(rest >> 7 * j & 127), 4, o->q + 32 * g + 8 * j);
+      word_get(grid_IQ2_XXS[codes >> 8 * j & 255], 2, eight_signs(rest >> 7 * j & 127), 2, o->q + 32 * g + 8 * j);
     o->small[g] = (uint8_t)(2 * (rest >> 28) + 1);
   }
   memcpy(o->scale, &b->d, 2);
@@ -57,13 +57,13 @@ static inline void nibble_scales(const uint8_t *scale, uint8_t *small) {
   }
 }
 static inline void open_IQ2_XS(const block_IQ2_XS *b, slm_block *o) {
-  for (int j = 0; j < 32; j++) word_get(grid_IQ2_XS[b->q[j] & 511], 2, eight_signs(b->q[j] >> 9), 4, o->q + 8 * j);
+  for (int j = 0; j < 32; j++) word_get(grid_IQ2_XS[b->q[j] & 511], 2, eight_signs(b->q[j] >> 9), 2, o->q + 8 * j);
   nibble_scales(b->scale, o->small);
   memcpy(o->scale, &b->d, 2);
 }
 static inline void open_IQ2_S(const block_IQ2_S *b, slm_block *o) {
   for (int j = 0; j < 32; j++)
-    word_get(grid_IQ2_S[b->q[j] | (b->high[j / 4] >> j % 4 * 2 & 3) << 8], 2, b->sign[j], 4, o->q + 8 * j);
+    word_get(grid_IQ2_S[b->q[j] | (b->high[j / 4] >> j % 4 * 2 & 3) << 8], 2, b->sign[j], 2, o->q + 8 * j);
   nibble_scales(b->scale, o->small);
   memcpy(o->scale, &b->d, 2);
 }
@@ -71,14 +71,14 @@ static inline void open_IQ3_XXS(const block_IQ3_XXS *b, slm_block *o) {
   for (int g = 0; g < 8; g++) {
     const uint32_t rest = two_words(b->rest + 2 * g);
     for (int j = 0; j < 8; j++)
-      word_get(grid_IQ3_XXS[b->q[8 * g + j]], 4, eight_signs(rest >> 7 * (j / 2) & 127) >> j % 2 * 4, 8, o->q + 32 * g + 4 * j);
+      word_get(grid_IQ3_XXS[b->q[8 * g + j]], 4, eight_signs(rest >> 7 * (j / 2) & 127) >> j % 2 * 4, 3, o->q + 32 * g + 4 * j);
     o->small[g] = (uint8_t)(2 * (rest >> 28) + 1);
   }
   memcpy(o->scale, &b->d, 2);
 }
 static inline void open_IQ3_S(const block_IQ3_S *b, slm_block *o) {
   for (int j = 0; j < 64; j++)
-    word_get(grid_IQ3_S[b->q[j] | (b->high[j / 8] >> j % 8 & 1) << 8], 4, b->sign[j / 2] >> j % 2 * 4, 8, o->q + 4 * j);
+    word_get(grid_IQ3_S[b->q[j] | (b->high[j / 8] >> j % 8 & 1) << 8], 4, b->sign[j / 2] >> j % 2 * 4, 3, o->q + 4 * j);
   for (int g = 0; g < 8; g++) o->small[g] = (uint8_t)(2 * (b->scale[g / 2] >> g % 2 * 4 & 15) + 1);
   memcpy(o->scale, &b->d, 2);
 }
@@ -97,7 +97,7 @@ static inline void open_IQ1_M(const block_IQ1_M *b, slm_block *o) {
   uint16_t d = 0;
   for (int j = 0; j < 32; j++) {
     const int high = b->high[j / 2] >> j % 2 * 4 & 15;
-    word_get(grid_IQ1_S[b->q[j] | (high & 7) << 8], 2, high & 8 ? 255 : 0, 4, o->q + 8 * j);
+    word_get(grid_IQ1_S[b->q[j] | (high & 7) << 8], 2, high & 8 ? 255 : 0, 2, o->q + 8 * j);
   }
   for (int i = 0; i < 4; i++) {
     const int s = b->scale[i];

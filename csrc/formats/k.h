@@ -1,7 +1,7 @@
 /* Blocks of 256 weights in groups with small scales of their own. Layouts as in ggml's ggml-common.h. */
 #ifndef SLM_FORMATS_K_H
 #define SLM_FORMATS_K_H
-#include <string.h>
+#include "fields.h"
 #include "panel.h"
 
 typedef struct { uint8_t small[16], pairs[64]; uint16_t d, dmin; } block_Q2_K;           /* w = d scale q - dmin least */
@@ -13,8 +13,12 @@ _Static_assert(sizeof(block_Q6_K) == 210 && sizeof(block_Q4_K) == 144 && sizeof(
 _Static_assert(sizeof(block_Q2_K) == 84 && sizeof(block_Q3_K) == 110, "ggml's sizes");
 
 /* 2 runs of 128 weights, of 32 bytes each: byte i holds weights i, i + 32, i + 64 and i + 96. */
-static inline void pairs_get(const uint8_t *pairs, uint8_t *q) {
-  for (int i = 0; i < 256; i++) q[i] = pairs[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
+ALWAYS void pairs_get(const uint8_t *pairs, uint8_t *q) {
+  UNROLL for (int g = 0; g < 8; g++) fields_get(pairs + g / 4 * 32, 32, g % 4 * 2, 3, q + 32 * g);
+}
+/* Bit g of byte i is bit `to` of weight 32 g + i. */
+ALWAYS void bits_add(const uint8_t *bits, int to, uint8_t *q) {
+  UNROLL for (int g = 0; g < 8; g++) fields_add(bits, 32, g, 1, to, q + 32 * g);
 }
 static inline void open_Q2_K(const block_Q2_K *b, slm_block *o) {
   pairs_get(b->pairs, o->q);
@@ -23,7 +27,7 @@ static inline void open_Q2_K(const block_Q2_K *b, slm_block *o) {
 /* The scales' lower 4 bits: of groups i and i + 8 in a byte; their upper 2 stand as in a panel. */
 static inline void open_Q3_K(const block_Q3_K *b, slm_block *o) {
   pairs_get(b->pairs, o->q);
-  for (int i = 0; i < 256; i++) o->q[i] |= (uint8_t)((b->third[i % 32] >> i / 32 & 1) << 2);
+  bits_add(b->third, 2, o->q);
   for (int x = 0; x < 4; x++) {
     o->small[x] = (uint8_t)((b->small[x] & 15) | b->small[x + 4] << 4);
     o->small[4 + x] = (uint8_t)(b->small[x] >> 4 | (b->small[x + 4] & 240));
@@ -42,26 +46,25 @@ static inline void six_bits_get(const uint8_t *small, uint8_t *scale, uint8_t *l
   }
 }
 /* 4 runs of 64 weights, of 32 bytes each: low nibbles the first 32, high nibbles the others. */
-static inline void runs_get(const uint8_t *low, uint8_t *q) {
-  for (int i = 0; i < 256; i++) q[i] = low[i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15;
+ALWAYS void runs_get(const uint8_t *low, uint8_t *q) {
+  for (int r = 0; r < 4; r++) nibbles_get(low + 32 * r, 32, q + 64 * r);
 }
 static inline void open_Q4_K(const block_Q4_K *b, slm_block *o) {
   runs_get(b->low, o->q);
   memcpy(o->small, b->small, 12), memcpy(o->scale, &b->d, 2), memcpy(o->least, &b->dmin, 2);
 }
-/* Bit g of byte i is the fifth bit of weight 32 g + i. */
 static inline void open_Q5_K(const block_Q5_K *b, slm_block *o) {
   runs_get(b->low, o->q);
-  for (int i = 0; i < 256; i++) o->q[i] |= (uint8_t)((b->high[i % 32] >> i / 32 & 1) << 4);
+  bits_add(b->high, 4, o->q);
   memcpy(o->small, b->small, 12), memcpy(o->scale, &b->d, 2), memcpy(o->least, &b->dmin, 2);
 }
 
 /* Each half of 128 weights has 64 bytes of low nibbles and 32 of high bits: byte i of the latter serves i, i + 32 … */
 static inline void open_Q6_K(const block_Q6_K *b, slm_block *o) {
-  for (int i = 0; i < 256; i++) {
-    const int half = i / 128, run = i % 128 / 32, j = i % 32;
-    const int low = b->low[64 * half + run % 2 * 32 + j] >> run / 2 * 4 & 15;
-    o->q[i] = (uint8_t)(low | (b->high[32 * half + j] >> 2 * run & 3) << 4);
+  for (int half = 0; half < 2; half++) {
+    nibbles_get(b->low + 64 * half, 64, o->q + 128 * half);
+    UNROLL for (int run = 0; run < 4; run++)
+      fields_add(b->high + 32 * half, 32, 2 * run, 3, 4, o->q + 128 * half + 32 * run);
   }
   memcpy(o->small, b->scale, 16), memcpy(o->scale, &b->d, 2);
 }

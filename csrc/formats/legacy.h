@@ -1,7 +1,7 @@
 /* Blocks of 32 weights with an f16 scale, and a minimum in the _1 types. Layouts as in ggml's ggml-common.h. */
 #ifndef SLM_FORMATS_LEGACY_H
 #define SLM_FORMATS_LEGACY_H
-#include <string.h>
+#include "fields.h"
 #include "panel.h"
 
 typedef struct { uint16_t d; uint8_t low[16]; } block_Q4_0;                     /* w = d (q - 8) */
@@ -13,11 +13,14 @@ _Static_assert(sizeof(block_Q4_0) == 18 && sizeof(block_Q4_1) == 20 && sizeof(bl
 _Static_assert(sizeof(block_Q5_1) == 24 && sizeof(block_Q8_0) == 34, "ggml's sizes");
 
 /* Each `open`: a block's codes as unsigned bytes in the order of its weights, and its scales. */
-static inline void nibbles_get(const uint8_t *low, int n, uint8_t *q) {
-  for (int i = 0; i < n; i++) q[i] = low[i] & 15, q[i + n] = low[i] >> 4;
+ALWAYS void nibbles_get(const uint8_t *low, int n, uint8_t *q) {
+  fields_get(low, n, 0, 15, q), fields_get(low, n, 4, 15, q + n);
 }
-static inline void fifth_get(const uint8_t *high, uint8_t *q) {
-  for (int i = 0; i < 32; i++) q[i] |= (uint8_t)((high[i / 8] >> i % 8 & 1) << 4);
+ALWAYS void fifth_get(const uint8_t *high, uint8_t *q) {
+  UNROLL for (int i = 0; i < 4; i++) {
+    const uint64_t x = eight(q + 8 * i) | spread_1(high[i], 4);
+    memcpy(q + 8 * i, &x, 8);
+  }
 }
 static inline void open_Q4_0(const block_Q4_0 *b, slm_block *o) {
   nibbles_get(b->low, 16, o->q);
@@ -36,7 +39,7 @@ static inline void open_Q5_1(const block_Q5_1 *b, slm_block *o) {
   memcpy(o->scale, &b->d, 2), memcpy(o->least, &b->m, 2);
 }
 static inline void open_Q8_0(const block_Q8_0 *b, slm_block *o) {
-  for (int i = 0; i < 32; i++) o->q[i] = (uint8_t)(b->q[i] + 128);
+  for (int i = 0; i < 32; i++) o->q[i] = (uint8_t)(b->q[i] ^ 128);
   memcpy(o->scale, &b->d, 2);
 }
 

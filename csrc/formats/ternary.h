@@ -10,16 +10,14 @@ typedef struct { uint16_t d; uint8_t pairs[16]; } block_Q2_0;          /* w = d 
 _Static_assert(sizeof(block_TQ1_0) == 54 && sizeof(block_TQ2_0) == 66, "ggml's sizes");
 _Static_assert(sizeof(block_Q1_0) == 18 && sizeof(block_Q2_0) == 18, "ggml's sizes");
 
-/* Digit i of `n` bytes of 5 (or fewer) digits each, all first digits first. A byte is a fraction of 256, and times 3 its
-   whole part is the next digit. */
-static inline uint8_t digit(const uint8_t *bytes, int n, int i) {
-  static const uint8_t powers[5] = {1, 3, 9, 27, 81};
-  return (uint8_t)((uint8_t)(bytes[i % n] * powers[i / n]) * 3 >> 8);
+/* `digits` of each of n bytes, all first digits first. A byte is a fraction of 256, and times 3 its whole part is the
+   next digit. */
+ALWAYS void digits_get(const uint8_t *bytes, int n, int digits, uint8_t *q) {
+  for (int power = 1; digits > 0; digits--, power *= 3, q += n)
+    for (int i = 0; i < n; i++) q[i] = (uint8_t)((uint8_t)(bytes[i] * power) * 3 >> 8);
 }
 static inline void open_TQ1_0(const block_TQ1_0 *b, slm_block *o) {
-  for (int i = 0; i < 160; i++) o->q[i] = digit(b->five, 32, i);
-  for (int i = 0; i < 80; i++) o->q[160 + i] = digit(b->five + 32, 16, i);
-  for (int i = 0; i < 16; i++) o->q[240 + i] = digit(b->four, 4, i);
+  digits_get(b->five, 32, 5, o->q), digits_get(b->five + 32, 16, 5, o->q + 160), digits_get(b->four, 4, 4, o->q + 240);
   memcpy(o->scale, &b->d, 2);
 }
 static inline void open_TQ2_0(const block_TQ2_0 *b, slm_block *o) {
@@ -27,11 +25,17 @@ static inline void open_TQ2_0(const block_TQ2_0 *b, slm_block *o) {
   memcpy(o->scale, &b->d, 2);
 }
 static inline void open_Q1_0(const block_Q1_0 *b, slm_block *o) {
-  for (int i = 0; i < 128; i++) o->q[i] = (uint8_t)((b->bits[i / 8] >> i % 8 & 1) << 1);
+  for (int i = 0; i < 16; i++) {
+    const uint64_t x = spread_1(b->bits[i], 1);
+    memcpy(o->q + 8 * i, &x, 8);
+  }
   memcpy(o->scale, &b->d, 2);
 }
 static inline void open_Q2_0(const block_Q2_0 *b, slm_block *o) {
-  for (int i = 0; i < 64; i++) o->q[i] = b->pairs[i / 4] >> i % 4 * 2 & 3;
+  for (int i = 0; i < 8; i++) {
+    const uint64_t x = spread_2(b->pairs[2 * i] | (uint64_t)b->pairs[2 * i + 1] << 8);
+    memcpy(o->q + 8 * i, &x, 8);
+  }
   memcpy(o->scale, &b->d, 2);
 }
 
