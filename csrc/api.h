@@ -129,6 +129,24 @@ int64_t slm_kv_bytes(int32_t type, int32_t n, int32_t fill);
 /* Bytes of one row of an act slot. */
 int64_t slm_act_row_bytes(int32_t act_block, int32_t k);
 
+/* A weight to be loaded: n rows of k elements, from byte `offset` of an open file. panels: as slm_pack makes them, row i
+   from row order[i] (NULL: i), which stands in the same `unit` rows, a multiple of 16; else as they stand in the file. */
+typedef struct {
+  int32_t file, type, k, n, unit, panels;
+  int64_t offset;
+  const int32_t *order;
+  uint8_t *target;
+} slm_source;
+/* `next` and `done`, the bytes loaded, begin at 0, `failed` at -1. Who sets `stop` ends it soon. If the file could not be
+   read: which source that was, from where on, and errno, 0 if the file ended there. */
+typedef struct {
+  const slm_source *sources;
+  int32_t count, stop, failed, error;
+  int64_t next, done, offset;
+} slm_loading;
+/* Any number of threads call it together, and each takes slices until none is left. SLM_OK, SLM_E_MEMORY. */
+int32_t slm_load(slm_loading *loading);
+
 /* Memory from the system, zeroed, aligned to 64 bytes at least; on huge pages where that helps, unless the environment has
    TINYSLM_HUGE_PAGES=0. */
 void *slm_alloc(int64_t bytes);

@@ -9,7 +9,9 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ["cpu.c", "dispatch.c", "pack.c", "pool.c", "probe.c", "program.c", "quantise.c", "sample.c", "turn.c"]
+SOURCES = [
+    "cpu.c", "dispatch.c", "load.c", "pack.c", "pool.c", "probe.c", "program.c", "quantise.c", "sample.c", "turn.c",
+]  # fmt: skip
 FLAGS = ["-std=gnu11", "-O2", "-fno-fast-math", "-ffp-contract=off", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 
 # What Python and C both read is written for C here: the codebooks of the IQ formats.

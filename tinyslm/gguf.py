@@ -163,26 +163,28 @@ class GGUF:
         return out
 
     def _pread(self, tensor: TensorInfo, offset: int, view: memoryview) -> None:
-        file = self._files.get(tensor.path)
-        if file is None:
-            raise ClosedError(f"{tensor.path}: the file was closed, or the tensor is of another file")
-        where, done = shorten(tensor.name), 0
+        fileno, done = self.fileno(tensor), 0
         while done < len(view):
             try:
                 if hasattr(os, "preadv"):
-                    got = os.preadv(file.fileno(), [view[done:]], offset + done)
+                    got = os.preadv(fileno, [view[done:]], offset + done)
                 else:
                     with self._seek:
+                        file = self._files[tensor.path]
                         file.seek(offset + done)
                         got = file.readinto(view[done:]) or 0
             except OSError as error:
-                problem = f"cannot be read: {error.strerror}"
-                raise FileError(tensor.path, problem, where=where, offset=offset + done) from error
+                raise unreadable(tensor, offset + done, error.errno) from error
             if got == 0:
-                problem = "the file shrank while it was read"
-                expected = f"{len(view) - done} more bytes"
-                raise FileError(tensor.path, problem, where=where, offset=offset + done, expected=expected, got=0)
+                raise unreadable(tensor, offset + done)
             done += got
+
+    def fileno(self, tensor: TensorInfo) -> int:
+        """The descriptor of the open file that holds a tensor. ClosedError after `close`."""
+        file = self._files.get(tensor.path)
+        if file is None:
+            raise ClosedError(f"{tensor.path}: the file was closed, or the tensor is of another file")
+        return file.fileno()
 
     def close(self) -> None:
         """Closes the files; reads must have ended. What was parsed stays."""
@@ -197,6 +199,16 @@ class GGUF:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def unreadable(tensor: TensorInfo, offset: int, error: int | None = None) -> FileError:
+    """What to raise where reading a tensor failed with an errno, or found the file's end."""
+    where = shorten(tensor.name)
+    if error:
+        return FileError(tensor.path, f"cannot be read: {os.strerror(error)}", where=where, offset=offset)
+    expected = f"{tensor.offset + tensor.nbytes - offset} more bytes"
+    problem = "the file shrank while it was read"
+    return FileError(tensor.path, problem, where=where, offset=offset, expected=expected, got=0)
 
 
 def _open_file(path: Path) -> tuple[FileIO, int]:

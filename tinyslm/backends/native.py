@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import accumulate
 from typing import Any
 
@@ -15,12 +15,13 @@ import numpy as np
 from .._native import ffi, lib
 from ..errors import BackendError, CancelledError, OptionError, TinySLMError, UnsupportedError
 from ..formats import BY_NAME
+from ..gguf import TensorInfo, unreadable
 from ..lowered import Kernels, Lowered, LoweredOp, Placement
 from ..ops import Program, Value
 from ..program import lower
 from .base import Batch, Weights, matrix_types
 
-SLICE = 2 << 20  # bytes of a file that are read and packed at once
+PROGRESS = 0.05  # seconds between two calls of `progress`
 KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block, lib.slm_kv_bytes)
 FIELDS = (
     "output", "gather", "barrier", "type", "type2", "n", "k", "ldx", "ldy", "ldout", "heads", "kv_heads", "dk", "dv",
@@ -94,45 +95,26 @@ class Native:
 
     def _pack(self, weights: Weights, types: dict[str, int], progress: Callable[[float], None] | None) -> None:
         """Fill the arena: all threads take slices of the file, read them and pack them."""
-        jobs = [job for p in self.lowered.placements for job in _slices(p, weights)]
-        total, done = sum(size for _, _, _, size in jobs) or 1, 0
-
-        def run(job: tuple[Placement, int, int, int]) -> int:
-            place, start, stop, size = job
-            self._fill(place, start, stop, weights, types)
-            return size
-
+        keep, loading = _loading(self.lowered.placements, self._arena.pointer, weights, types)
+        total = sum(source.n * lib.slm_row_bytes(source.type, source.k) for source in keep[0]) or 1
         with ThreadPoolExecutor(self.threads) as pool:
-            futures = [pool.submit(run, job) for job in jobs]
+            futures = [pool.submit(lib.slm_load, loading) for _ in range(self.threads)]
             try:
-                for future in futures:
-                    done += future.result()
+                for place in self.lowered.placements:
+                    if place.form == "floats":
+                        values = np.ascontiguousarray(weights.floats(place.weight))
+                        ffi.memmove(self._arena.pointer + place.offset, values, values.nbytes)
+                while wait(futures, PROGRESS if progress else None).not_done:
                     if progress:
-                        progress(done / total)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    def _fill(self, place: Placement, start: int, stop: int, weights: Weights, types: dict[str, int]) -> None:
-        """Rows start … stop of one weight."""
-        w, target = place.weight, self._arena.pointer + place.offset
-        if place.form == "floats":
-            ffi.memmove(target, np.ascontiguousarray(weights.floats(w)), 4 * w.n)
-            return
-        kind, tensor = types[w.name], weights.file.tensors[w.name]
-        row_bytes = lib.slm_row_bytes(kind, w.k)
-        if place.form == "rows":
-            into = ffi.buffer(target + start * row_bytes, (stop - start) * row_bytes)
-            weights.file.read_into(tensor, w.first + start, w.first + stop, np.frombuffer(into, np.uint8))
-            return
-        source = np.empty((stop - start) * row_bytes, np.uint8)
-        weights.file.read_into(tensor, w.first + start, w.first + stop, source)
-        panels = -(-(stop - start) // 16)
-        rows = np.full(panels * 16, -1, np.int32)
-        order = w.row_order()
-        rows[: stop - start] = np.arange(stop - start) if order is None else order[start:stop] - start
-        lib.slm_pack(kind, w.k, ffi.from_buffer("uint8_t[]", source), ffi.from_buffer("int32_t[]", rows), panels,
-                     target + start // 16 * lib.slm_panel_bytes(kind, w.k))  # fmt: skip
+                        progress(loading.done / total)
+            finally:
+                loading.stop = 1
+        if loading.failed >= 0:
+            raise unreadable(keep[1][loading.failed], loading.offset, loading.error)
+        if any(future.result() for future in futures):
+            raise MemoryError("no memory to read the weights through")
+        if progress:
+            progress(1.0)
 
     # ---- steps ----
 
@@ -206,15 +188,24 @@ def _ints(a: np.ndarray) -> Any:
     return ffi.from_buffer("int32_t[]", a)
 
 
-def _slices(place: Placement, weights: Weights) -> list[tuple[Placement, int, int, int]]:
-    """A weight's rows in slices of about SLICE bytes: whole panels, and whole heads where rows are permuted in them."""
-    w = place.weight
-    if place.form == "floats":
-        return [(place, 0, w.n, 4 * w.n)]
-    row_bytes = weights.file.tensors[w.name].row_bytes
-    unit = math.lcm(16, w.n // w.rope_heads) if w.rope_heads else 16
-    step = max(1, SLICE // (unit * row_bytes)) * unit
-    return [(place, at, min(at + step, w.n), (min(at + step, w.n) - at) * row_bytes) for at in range(0, w.n, step)]
+def _loading(
+    placements: Sequence[Placement], arena: Any, weights: Weights, types: dict[str, int]
+) -> tuple[tuple[Any, list[TensorInfo], list[Any]], Any]:
+    """The slm_loading of all matrices, and what must live as long: its sources, their tensors, the orders of rows."""
+    places = [p for p in placements if p.form != "floats"]
+    sources, tensors, orders = ffi.new("slm_source[]", len(places)), list[TensorInfo](), list[Any]()
+    for source, place in zip(sources, places, strict=True):
+        w, tensor = place.weight, weights.file.tensors[place.weight.name]
+        tensors.append(tensor)
+        source.file, source.offset = weights.file.fileno(tensor), tensor.offset + w.first * tensor.row_bytes
+        source.type, source.k, source.n, source.panels = types[w.name], w.k, w.n, place.form == "panels"
+        source.unit, source.target = 16, arena + place.offset
+        order = w.row_order()
+        if order is not None:
+            orders.append(ffi.from_buffer("int32_t[]", order.astype(np.int32)))
+            source.order, source.unit = orders[-1], math.lcm(16, w.n // w.rope_heads)
+    loading = ffi.new("slm_loading *", {"sources": sources, "count": len(places), "failed": -1})
+    return (sources, tensors, orders), loading
 
 
 def _c_op(op: LoweredOp, c: Any) -> None:
