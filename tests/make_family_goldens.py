@@ -67,6 +67,9 @@ GOLDENS: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.1, "logits_scaling": 0.5, "embedding_multiplier": 5.0,
                 "residual_multiplier": 0.4},
     "olmo2": {"num_key_value_heads": 4},
+    "olmo3": {"num_hidden_layers": 5, "sliding_window": 20, "rope_parameters": {
+                  "full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}},
+              "layer_types": [f"{kind}_attention" for kind in ("sliding", "sliding", "full", "sliding", "full")]},
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 24, "do_layer_norm_before": True},
     "opt-350m": {"ffn_dim": 32, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
 }  # fmt: skip

@@ -148,6 +148,18 @@ def test_a_key_that_changes_the_arithmetic_and_is_not_understood(name: str) -> N
         build({f"llama.{name}": 8})
 
 
+def test_attention_to_later_tokens() -> None:
+    with pytest.raises(UnsupportedError, match="later tokens"):
+        build({"llama.attention.causal": False})
+    build({"llama.attention.causal": True, "llama.expert_count": 0, "llama.expert_used_count": 0})
+
+
+@pytest.mark.parametrize("window", [-1, 2**25])
+def test_an_absurd_window_is_named(window: int) -> None:
+    with pytest.raises(FileError, match="sliding_window"):
+        build({"llama.attention.sliding_window": window})
+
+
 def test_other_keys_do_not_matter() -> None:
     build({"llama.vocab_size": 100, "llama.new": 1, "llama.ropes": 1, "gpt.rope.x": 1, "general.name": "x",
            "llama.rope.scaling.finetuned": False, "llama.rope.scaling.original_context_length": 64})  # fmt: skip

@@ -3,6 +3,7 @@ special thing, broken on purpose, is missed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -209,11 +210,11 @@ BROKEN: dict[str, Change] = {
     "phi3-short: long factors": context(97),
     "phi3-short: no magnitude": no_magnitude,
     "smollm3: every layer turns": without(F["smollm3"], "rotation"),
-    "smollm3: every fifth layer does not": attribute(F["smollm3"], "PERIOD", 5),
+    "smollm3: every fifth layer does not": attribute(F["smollm3"], "UNTURNED", 5),
     "stablelm: whole heads turn": key("rope.dimension_count", 8),
     "stablelm: no biases": no_bias,
     "stablelm: RMSNorm": no_layernorm,
-    "stablelm-parallel: one after the other": key("use_parallel_residual", False),
+    "stablelm-parallel: one after the other": without(F["stablelm"], "layer"),
     "stablelm-parallel: no norms of heads": without(F["stablelm"], "of_head"),
     "gpt2: positions shifted": method(Builder, "position", lambda plain, b, w, at: plain(b, w, at + 1)),
     "gpt2: ReLU": attribute(F["gpt2"], "ACT", "relu"),
@@ -225,6 +226,10 @@ BROKEN: dict[str, Change] = {
     "olmo2: norms before": attribute(F["olmo2"], "before", lambda self, x, name: self.norm(x, "output_norm")),
     "olmo2: no norms behind": without(F["olmo2"], "after"),
     "olmo2: no norms of queries and keys": without(F["olmo2"], "of_head"),
+    "olmo3: no window": no_window,
+    "olmo3: every layer sees a window": attribute(F["olmo2"], "window", lambda self, i: self.sliding),
+    "olmo3: one rotation for all": attribute(F["olmo2"], "rotation", lambda self, i: self.tables[0]),
+    "olmo3: plain rotation for all": attribute(F["olmo2"], "rotation", lambda self, i: self.tables[1]),
     "opt: positions not offset": method(Builder, "position", lambda plain, b, w, at: plain(b, w, 0)),
     "opt: GELU": attribute(F["opt"], "ACT", "gelu"),
     "opt: no biases": no_bias,
@@ -267,6 +272,73 @@ def test_an_older_mixture_has_tensors_of_each_expert(tmp_path: Path) -> None:
     with GGUF.open(tmp_path / "older.gguf") as file:
         program = build(file, dict(file.metadata))
         assert error("mixtral", logits_of(fastest(program, Weights(file)), program, golden, 50)) < NEAR
+
+
+def test_one_tensor_of_queries_keys_and_values(tmp_path: Path) -> None:
+    """Also where neighbours turn, so that its rows are reordered by heads."""
+    golden = dict(np.load(FOLDER / "llama.npz"))
+    with GGUF.open(FOLDER / "llama.gguf") as file:
+        rows = {tensor.name: file.read(tensor) for tensor in file.tensors.values()}
+        tensors = [TensorData(t.name, t.shape, t.format.id, rows[t.name]) for t in file.tensors.values()
+                   if not any(f"attn_{part}." in t.name for part in "qkv")]  # fmt: skip
+        for i in range(2):
+            fused = np.concatenate([rows[f"blk.{i}.attn_{part}.weight"] for part in "qkv"])
+            shape = (file.tensors[f"blk.{i}.attn_q.weight"].shape[0], len(fused))
+            tensors.append(TensorData(f"blk.{i}.attn_qkv.weight", shape, 1, fused))
+        write(tmp_path / "fused.gguf", dict(file.metadata), tensors)
+    with GGUF.open(tmp_path / "fused.gguf") as file:
+        program = build(file, dict(file.metadata))
+        assert error("llama", logits_of(fastest(program, Weights(file)), program, golden, 50)) < NEAR
+
+
+def program_of(name: str, drop: str = "", **changed: object) -> Program:
+    """Of a golden with other keys, and without those that end with `drop`."""
+    with GGUF.open(FOLDER / f"{name}.gguf") as file:
+        metadata = {k: v for k, v in file.metadata.items() if not (drop and k.endswith(drop))}
+        arch = metadata["general.architecture"]
+        return build(file, metadata | {f"{arch}.{k.replace('__', '.')}": v for k, v in changed.items()})
+
+
+def test_what_gemma_2_and_3_are_where_a_file_does_not_say() -> None:
+    """As llama.cpp has it, and for Gemma 2 its public implementation."""
+    capped = program_of("gemma2", "softcapping").ops
+    assert {op.softcap for op in capped if op.kind == "attend"} == {50.0}
+    assert [op.softcap for op in capped if op.kind == "softcap"] == [30.0]
+    assert [s.window for s in program_of("gemma2", "sliding_window").stores] == [4096, 0, 4096]
+    far = program_of("gemma3_text", "sliding_window")
+    assert {s.window for s in far.stores} == {0}
+    assert {far.tables[op.table].frequency[0] for op in far.ops if op.kind == "rope"} == {1 / 8}
+
+
+def test_layers_with_a_window_one_by_one() -> None:
+    listed = np.array([True, False, False, True, True, False, True])
+    program = program_of("gemma3_text", attention__sliding_window_pattern=listed)
+    assert [s.window > 0 for s in program.stores] == listed.tolist()
+    for wrong in (listed[1:], np.arange(7), np.array([listed])):
+        with pytest.raises(FileError, match=r"sliding_window_pattern.*7 booleans"):
+            program_of("gemma3_text", attention__sliding_window_pattern=wrong)
+
+
+def test_granite_may_not_turn_and_zero_is_no_multiplier() -> None:
+    assert not any(op.kind == "rope" for op in program_of("granite", rope__scaling__finetuned=False).ops)
+    program = program_of("granite", attention__scale=0.0, residual_scale=0.0, embedding_scale=0.0, logit_scale=1.0)
+    assert not any(op.kind == "scale" for op in program.ops)
+    assert {op.scale for op in program.ops if op.kind == "attend"} == {1 / math.sqrt(6)}
+    with pytest.raises(FileError, match="residual_scale"):
+        program_of("granite", residual_scale=-1.0)
+
+
+def test_stablelm_goes_by_its_tensors() -> None:
+    """Converters say parallel where a config says nothing; norms before the MLP say that it is not so."""
+    assert program_of("stablelm", use_parallel_residual=True) == program_of("stablelm")
+
+
+def test_yarn_of_a_factor_below_one_leaves_the_magnitude() -> None:
+    assert program_of("qwen2", rope__scaling__factor=0.5).tables[0].magnitude == 1.0
+
+
+def test_longrope_without_a_factor_of_scores() -> None:
+    assert program_of("phi3-long", "attn_factor").tables[0].magnitude == 1.0
 
 
 def test_learned_positions_end(tmp_path: Path) -> None:

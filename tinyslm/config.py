@@ -64,14 +64,27 @@ class Keys:
             raise FileError(self.path, "a key is not finite", where=key, got=value)
         return value
 
-    def count(self, name: str, default: int | None = None, high: int = LIMIT) -> int:
-        """A width or a count: 1 … `high`."""
+    def count(self, name: str, default: int | None = None, high: int = LIMIT, low: int = 1) -> int:
+        """A width or a count: `low` … `high`."""
         value = self.get(name, int, default)
-        if not 1 <= value <= high:
+        if not low <= value <= high:
             raise FileError(
-                self.path, "a key is absurd", where=f"{self.arch}.{name}", expected=f"1 to {high}", got=value
+                self.path, "a key is absurd", where=f"{self.arch}.{name}", expected=f"{low} to {high}", got=value
             )
         return value
+
+    def windowed(self, layers: int, period: int) -> list[bool]:
+        """Which layers see a window: a list says so of each, a number that every so many-th does not."""
+        key = f"{self.arch}.attention.sliding_window_pattern"
+        value = self.metadata.get(key)
+        if not isinstance(value, np.ndarray):
+            period = self.count("attention.sliding_window_pattern", period)
+            return [(i + 1) % period > 0 for i in range(layers)]
+        if value.dtype != bool or len(value) != layers:
+            raise FileError(self.path, "a key is absurd", where=key, expected=f"a number or {layers} booleans",
+                            got=_short(value))  # fmt: skip
+        self.used.add(key)
+        return [bool(sees) for sees in value]
 
     def positive(self, name: str, default: float | None = None) -> float:
         value = self.get(name, float, default)
@@ -117,7 +130,7 @@ class Config:
     rope_dim: int
     rope_base: float
     rope_scaling: str  # none, linear, yarn or longrope
-    rope_factor: float  # positions are divided by it (linear scaling, and YaRN for the slow pairs)
+    rope_factor: float  # positions are divided by it (by YaRN only for the slow pairs)
     experts: int = 0  # of a layer; 0: an MLP for all tokens
     experts_used: int = 0
     expert_ff: int = 0
@@ -165,7 +178,11 @@ def read(keys: Keys, vocab: int) -> Config:
                         expected=f"an even number up to {dk}", got=rope_dim)  # fmt: skip
     keys.informative("rope.scaling.finetuned", "rope.scaling.original_context_length", "vocab_size",
                      "tensor_data_layout")  # fmt: skip
-    experts = keys.get("expert_count", int, 0) and keys.count("expert_count", high=MOST_EXPERTS)
+    if not keys.get("attention.causal", bool, True):
+        raise UnsupportedError(keys.path, "attention to later tokens is not supported",
+                               where=f"{keys.arch}.attention.causal")  # fmt: skip
+    experts = keys.count("expert_count", 0, MOST_EXPERTS, low=0)
+    used = keys.count("expert_used_count", None if experts else 0, experts, low=min(experts, 1))
     ff = keys.count("feed_forward_length")
     scaling, factor = _rope_scaling(keys)
     return Config(
@@ -173,7 +190,7 @@ def read(keys: Keys, vocab: int) -> Config:
         heads=heads, kv_heads=kv_heads, dk=dk, dv=dv, context=keys.count("context_length"), vocab=vocab,
         eps=keys.positive("attention.layer_norm_rms_epsilon"), rope_dim=rope_dim,
         rope_base=keys.positive("rope.freq_base", 10000.0), rope_scaling=scaling, rope_factor=factor, experts=experts,
-        experts_used=keys.count("expert_used_count", None if experts else 1, experts or 1),
+        experts_used=used,
         expert_ff=keys.count("expert_feed_forward_length", ff) if experts else 0,
     )  # fmt: skip
 
@@ -187,4 +204,4 @@ def _rope_scaling(keys: Keys) -> tuple[str, float]:
             keys.path, "this RoPE scaling is not supported", where=f"{keys.arch}.rope.scaling.type",
             expected="none, linear, yarn or longrope", got=kind,
         )  # fmt: skip
-    return kind, factor if kind in ("linear", "yarn") else 1.0
+    return kind, factor if kind != "none" else 1.0

@@ -158,6 +158,11 @@ def gemma3(c: Config) -> dict[str, object]:
     return {**gemma(c), "attention.sliding_window": int(c["sliding_window"]), "rope.freq_base_swa": float(base)}
 
 
+def olmo3(c: Config) -> dict[str, object]:
+    near = [kind == "sliding_attention" for kind in c["layer_types"]]
+    return {**sliding(c), "attention.sliding_window_pattern": near}
+
+
 def phi2(c: Config) -> dict[str, object]:
     return {**common(c), "attention.layer_norm_epsilon": float(c["layer_norm_eps"])}
 
@@ -259,6 +264,7 @@ FAMILIES: dict[str, Family] = {
                    ignored=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",)),
     "granite": Family("granite", LLAMA, granite, neighbours=True),
     "olmo2": Family("olmo2", OLMO2, rms),
+    "olmo3": Family("olmo2", OLMO2, olmo3),
     "opt": Family("opt", OPT, opt),
 }  # fmt: skip
 

@@ -25,20 +25,16 @@ class Gemma(Llama):
 class Gemma2(Gemma):
     """Norms behind attention and MLP too, caps on scores and logits; layers 0, 2, 4 … see a window."""
 
-    PERIOD, WINDOW = 2, 4096  # every PERIOD-th layer sees all; the window where the file has none
+    PERIOD, WINDOW = 2, 4096
+    CAPS = (50.0, 30.0)  # of scores and of logits, where the file has none; 0: none
     WIDE = 46  # the layers of the one model (27B) whose scores are scaled by its width per head
 
     def __init__(self, keys: config.Keys, tensors: Tensors, context: int | None = None) -> None:
         super().__init__(keys, tensors, context)
         if self.c.layers == self.WIDE:
             self.scale = math.sqrt(self.c.heads / self.c.width)
-        self.score_cap = keys.get("attn_logit_softcapping", float, 0.0)
-        self.logit_cap = keys.get("final_logit_softcapping", float, 0.0)
-        self.period = keys.count("attention.sliding_window_pattern", self.PERIOD)
-        self.sliding = keys.count("attention.sliding_window", self.WINDOW)
-
-    def window(self, i: int) -> int:
-        return self.sliding if (i + 1) % self.period else 0
+        self.score_cap = keys.get("attn_logit_softcapping", float, self.CAPS[0])
+        self.logit_cap = keys.get("final_logit_softcapping", float, self.CAPS[1])
 
     def after(self, y: Value, name: str) -> Value:
         return self.norm(y, name)
@@ -53,7 +49,8 @@ class Gemma2(Gemma):
 class Gemma3(Gemma2):
     """Heads of q and k are normed; five of six layers see a window, and turn by a base of their own."""
 
-    PERIOD, WINDOW, WIDE = 6, 1024, 62
+    PERIOD, WINDOW, WIDE = 6, 0, 62
+    CAPS = (0.0, 0.0)
 
     def rotations(self) -> list[int]:
         near = rope.plain_table(self.b, self.keys, self.c, self.keys.positive("rope.freq_base_swa", 10000.0))

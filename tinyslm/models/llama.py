@@ -28,6 +28,8 @@ class Llama:
     CENTERED = False  # LayerNorm, not RMSNorm
     GATED = True  # the MLP multiplies two products, act(gate) · up; or is act(up) alone
     ACT = "silu"
+    WINDOW = 0  # positions, its own among them, that a token sees where the file does not say; 0: all
+    PERIOD = 0  # every so many-th layer sees all in spite of the window; 0: none does
 
     def __init__(self, keys: config.Keys, tensors: Tensors, context: int | None = None) -> None:
         """context: the tokens that the user asks for; None is the file's own."""
@@ -36,6 +38,8 @@ class Llama:
         self.context = context or self.c.context
         self.b = Builder(self.c.vocab, self.c.context)
         self.scale = 1 / math.sqrt(self.c.dk)
+        self.sliding = keys.count("attention.sliding_window", self.WINDOW, low=0)
+        self.windowed = keys.windowed(self.c.layers, self.PERIOD) if self.PERIOD else [True] * self.c.layers
 
     def program(self) -> Program:
         self.tables = self.rotations()
@@ -57,7 +61,7 @@ class Llama:
 
     def window(self, i: int) -> int:
         """Positions, its own among them, that a token of layer i sees; 0: all."""
-        return self.keys.get("attention.sliding_window", int, 0)
+        return self.sliding if self.windowed[i] else 0
 
     def embedding(self) -> Weight:
         return self.tensors.get("token_embd.weight", self.c.vocab, self.c.width)
@@ -103,11 +107,14 @@ class Llama:
         w = self.tensors.get(f"{name}.weight", n, x.width, *turned)
         return self.b.matmul(x, w, self.tensors.maybe(f"{name}.bias", n, *turned))
 
-    def rows(self, x: Value, name: str, whole: int, first: int, n: int) -> Value:
+    def rows(self, x: Value, name: str, whole: int, first: int, n: int, rope_heads: int = 0) -> Value:
         """A product with n of the rows of a tensor of `whole`."""
         w, bias = self.tensors.get(f"{name}.weight", whole, x.width), self.tensors.maybe(f"{name}.bias", whole)
-        part = bias and replace(bias, n=n, first=first)
-        return self.b.matmul(x, replace(w, n=n, first=first), part)
+
+        def part(of: Weight) -> Weight:
+            return replace(of, n=n, first=first, rope_heads=rope_heads, rope_dim=self.c.rope_dim if rope_heads else 0)
+
+        return self.b.matmul(x, part(w), bias and part(bias))
 
     # ---- a layer ----
 
@@ -131,12 +138,13 @@ class Llama:
 
     def projected(self, i: int, y: Value, name: str, heads: int, dim: int) -> Value:
         """Queries, keys or values: of a tensor of their own, or of one that holds the rows of all three."""
+        permuted = self.PAIRS == "neighbours" and name != "v" and self.rotation(i) is not None
+        rope_heads = heads if permuted else 0
         if f"blk.{i}.attn_qkv.weight" in self.tensors:
             q, k, v = self.c.heads * self.c.dk, self.c.kv_heads * self.c.dk, self.c.kv_heads * self.c.dv
             first = {"q": 0, "k": q, "v": q + k}[name]
-            return self.rows(y, f"blk.{i}.attn_qkv", q + k + v, first, heads * dim)
-        permuted = self.PAIRS == "neighbours" and name != "v" and self.rotation(i) is not None
-        return self.linear(y, f"blk.{i}.attn_{name}", heads * dim, heads if permuted else 0)
+            return self.rows(y, f"blk.{i}.attn_qkv", q + k + v, first, heads * dim, rope_heads)
+        return self.linear(y, f"blk.{i}.attn_{name}", heads * dim, rope_heads)
 
     def turned(self, i: int, x: Value, heads: int) -> Value:
         table = self.rotation(i)

@@ -19,11 +19,9 @@ def table(b: Builder, keys: Keys, c: Config, tensors: Tensors, context: int) -> 
     """The table that the file asks for. `context`: tokens asked for, by which longrope chooses its factors."""
     half = c.rope_dim // 2
     if "rope_factors_long.weight" in tensors or "rope_factors_short.weight" in tensors:
-        trained = keys.count("rope.scaling.original_context_length")
+        trained = keys.count("rope.scaling.original_context_length", c.context)
         long, short = (tensors.floats(f"rope_factors_{which}.weight", half) for which in ("long", "short"))
-        factor = max(1.0, c.context / trained)
-        usual = math.sqrt(1 + _ln(factor) / _ln(trained)) if trained > 1 else 1.0
-        magnitude = keys.positive("rope.scaling.attn_factor", usual)
+        magnitude = keys.positive("rope.scaling.attn_factor", 1.0)
         return b.table(c.frequencies(keys.path, long if context > trained else short), magnitude)
     if c.rope_scaling == "longrope":
         raise FileError(keys.path, "a tensor is missing", where="rope_factors_long.weight")
@@ -50,10 +48,9 @@ def yarn_table(b: Builder, keys: Keys, c: Config) -> int:
         return c.rope_dim * _ln(trained / (turns * 2 * math.pi)) / (2 * _ln(c.rope_base))
 
     low, high = max(math.floor(pair_of(fast)), 0), min(math.ceil(pair_of(slow)), c.rope_dim - 1)
-    width = high - low if high != low else 0.001
-    slowed = np.clip((np.arange(c.rope_dim // 2) - low) / width, 0, 1)
+    slowed = np.clip((np.arange(c.rope_dim // 2) - low) / max(high - low, 0.001), 0, 1)
     kept = np.array(plain)
-    magnitude = keys.positive("rope.scaling.attn_factor", 1.0) * (1 + 0.1 * _ln(c.rope_factor))
+    magnitude = keys.positive("rope.scaling.attn_factor", 1.0) * (1 + 0.1 * _ln(max(c.rope_factor, 1.0)))
     return b.table((kept / c.rope_factor * slowed + kept * (1 - slowed)).tolist(), magnitude)
 
 

@@ -8,7 +8,7 @@ from .llama import Llama
 class SmolLM3(Llama):
     """No rotation in every fourth layer (Yang et al., arXiv:2501.18795)."""
 
-    PERIOD = 4
+    UNTURNED = 4  # every so many-th
 
     def rotation(self, i: int) -> int | None:
-        return super().rotation(i) if (i + 1) % self.PERIOD else None
+        return super().rotation(i) if (i + 1) % self.UNTURNED else None

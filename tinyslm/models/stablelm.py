@@ -13,7 +13,8 @@ class StableLM(Llama):
     CENTERED = True
 
     def layer(self, i: int, x: Value) -> Value:
-        if not self.keys.get("use_parallel_residual", bool, False):
+        self.keys.informative("use_parallel_residual")  # llama.cpp's converter says true where a config says nothing
+        if f"blk.{i}.ffn_norm.weight" in self.tensors:
             return super().layer(i, x)
         x, y, a = self.attention(i, x, self.norm(x, f"blk.{i}.attn_norm"))
         return self.b.add(self.b.add(x, a), self.feed_forward(i, y))
