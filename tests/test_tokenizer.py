@@ -411,6 +411,28 @@ def test_long_texts_are_fed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tok.encode(text) == whole
 
 
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "smollm"])
+def test_first_texts_have_the_ids_of_any(pre: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["", "lower", " the lowerthe 12 lowé\n", "\0<|im_end|>the", *("lower the 123 " * 30).split("3")]
+    tok = load(small_bpe(pre))
+    models = list[bpe._Models]()
+    made = bpe._Models._make
+
+    def make(self: bpe._Models, words: dict[str, int], merges: list[str]) -> object:
+        models.append(self)
+        return made(self, words, merges)
+
+    monkeypatch.setattr(bpe._Models, "_make", make)
+    first = [tok.encode(text, special=True) for text in texts]
+    before = len(models)
+    assert before > 30, "they had models of their own"
+    tok.encode("wet" * 40)
+    assert [tok.encode(text, special=True) for text in texts] == first
+    assert len(models) == before + 1, "one more, for all"
+    monkeypatch.setattr(bpe, "FIRST", 0)
+    assert [load(small_bpe(pre)).encode(text, special=True) for text in texts] == first
+
+
 def test_ignoring_merges() -> None:
     words = small_bpe()["tokenizer.ggml.tokens"]
     assert isinstance(words, list)

@@ -182,7 +182,7 @@ class _Finder:
     """
 
     def __init__(self, vocab: Vocabulary, types: tuple[int, ...]) -> None:
-        self.ids = {text: i for i, text in enumerate(vocab.tokens) if vocab.types[i] in types and text}
+        self.ids = {vocab.tokens[i]: i for i in vocab.marked if vocab.types[i] in types and vocab.tokens[i]}
         self._rstrip = vocab.rstrip
         self._anywhere = {
             text for text, i in self.ids.items() if vocab.types[i] == USER_DEFINED and not _MARKER.fullmatch(text)

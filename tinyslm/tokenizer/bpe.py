@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
+import threading
 import warnings
 from collections.abc import Callable
+from itertools import count
 from typing import TYPE_CHECKING
 
 from ..errors import FileError
@@ -13,10 +14,12 @@ from .pretokenizers import PreTokenizer
 from .vocabulary import CONTROL, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
-    from tokenizers.models import BPE
+    from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import Split
 
 CHUNK = 1 << 18  # characters the library sees at once: it keeps about 160 bytes for each until it is done
+FIRST = 1000  # characters of first texts that have models of their own, if cut into words of up to LONG bytes
+LONG = 64
 
 # A space between two ASCII letters: every pre-tokenizer of the table cuts there, whatever stands further off.
 _SEAM = re.compile("(?<=[A-Za-z])(?= [A-Za-z])")
@@ -46,46 +49,26 @@ def raw_bytes(text: str) -> bytes:
         return text.encode()
 
 
-def _words_and_hidden(vocab: Vocabulary) -> tuple[dict[str, int], set[str]]:
-    """Tokens that text may become, with their ids, and control tokens' texts, which the library is not told."""
-    words: dict[str, int] = {}
-    hidden = set()
-    for i, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True)):
-        if kind in (CONTROL, UNKNOWN):
-            hidden.add(text)
-        elif text:
-            words[text] = i
-    return words, hidden
+def _words_and_merges(vocab: Vocabulary) -> tuple[dict[str, int], list[str]]:
+    """Tokens that text may become, with their ids; the merges, without those that lead to or from a control token.
 
-
-def _checked_merges(vocab: Vocabulary, words: dict[str, int], hidden: set[str]) -> list[tuple[str, str]]:
-    """The merges, without those that lead to or from a control token. Raises FileError for one that names no tokens."""
-    merges = []
+    Raises FileError for a merge that names no tokens: the library would panic.
+    """
+    words = dict(zip(vocab.tokens, count()))
+    hidden = {vocab.tokens[i] for i in vocab.marked if vocab.types[i] in (CONTROL, UNKNOWN)}
+    for text in {"", *hidden}:
+        words.pop(text, None)
+    out = []
     for i, merge in enumerate(vocab.merges):
         left, _, right = merge.partition(" ")
         if left in words and right in words and left + right in words:
-            merges.append((left, right))
+            out.append(merge)
         elif hidden.isdisjoint((left, right, left + right)):
             raise FileError(
                 vocab.path, f"merge {i} does not fit the tokens", where="tokenizer.ggml.merges",
                 expected="two tokens, a space between them, that make a third", got=repr(merge[:40]),
             )  # fmt: skip
-    return merges
-
-
-def _model(vocab: Vocabulary, row: PreTokenizer) -> tuple[BPE, dict[str, int]]:
-    """The library's model and the words it knows. Raises FileError where merges and tokens disagree."""
-    from tokenizers.models import BPE
-
-    words, hidden = _words_and_hidden(vocab)
-    # Where a merge makes no token the library panics; where it is not made of tokens the library raises. So a quick
-    # check of what the merges make, and the thorough one only after either: it costs twice as much.
-    if all(map(words.__contains__, [merge.replace(" ", "", 1) for merge in vocab.merges])):
-        pairs = [tuple(merge.split(" ", 1)) for merge in vocab.merges]
-        with contextlib.suppress(Exception):  # bare Exception is what it raises; below, a merge is named
-            return BPE(vocab=words, merges=pairs, ignore_merges=row.ignore_merges), words  # type: ignore[arg-type]
-    checked = _checked_merges(vocab, words, hidden)
-    return BPE(vocab=words, merges=checked, ignore_merges=row.ignore_merges), words
+    return words, out
 
 
 def cuts(row: PreTokenizer) -> list[Split]:
@@ -96,15 +79,61 @@ def cuts(row: PreTokenizer) -> list[Split]:
     return [Split(Regex(pattern), "isolated") for pattern in row.patterns]
 
 
+class _Models:
+    """The library's model of a vocabulary, to encode texts with.
+
+    To make it takes tenths of a second, so the first short texts have one of their own, of the words and merges that
+    can come about in them: whatever is merged is part of a word that the text was cut into.
+    """
+
+    def __init__(self, vocab: Vocabulary, row: PreTokenizer) -> None:
+        from tokenizers.pre_tokenizers import ByteLevel, Sequence
+
+        self.words, self._merges = _words_and_merges(vocab)
+        self._ignore_merges = row.ignore_merges
+        self._cutter = Sequence([*cuts(row), ByteLevel(add_prefix_space=False, use_regex=False)])
+        self._first, self._lock = FIRST, threading.Lock()
+        self._whole: Tokenizer | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text of bytes that all have tokens."""
+        library = self._whole or self._own(text) or self._all()
+        return library.encode(text, add_special_tokens=False).ids
+
+    def _make(self, words: dict[str, int], merges: list[str]) -> Tokenizer:
+        from tokenizers import Tokenizer
+        from tokenizers.models import BPE
+
+        pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+        library = Tokenizer(BPE(vocab=words, merges=pairs, ignore_merges=self._ignore_merges))  # type: ignore[arg-type]
+        library.pre_tokenizer = self._cutter
+        return library
+
+    def _all(self) -> Tokenizer:
+        with self._lock:
+            if self._whole is None:
+                self._whole = self._make(self.words, self._merges)
+            return self._whole
+
+    def _own(self, text: str) -> Tokenizer | None:
+        """A model for this text alone; None where the whole one is due."""
+        with self._lock:
+            self._first -= len(text)
+            if self._first < 0:
+                return None
+        cut = {word for word, _ in self._cutter.pre_tokenize_str(text)}
+        if max(map(len, cut), default=0) > LONG:
+            return None
+        parts = {word[i:j] for word in cut for i in range(len(word)) for j in range(i + 1, len(word) + 1)}
+        words = {part: self.words[part] for part in parts if part in self.words}
+        merges = {f"{word[:i]} {word[i:]}" for word in words for i in range(1, len(word))}
+        return self._make(words, [merge for merge in self._merges if merge in merges])
+
+
 def encoder(vocab: Vocabulary, row: PreTokenizer) -> Callable[[str], list[int]]:
     """A function from plain text to ids, the text cut by `row`. Raises FileError where merges and tokens disagree."""
-    from tokenizers import Tokenizer
-    from tokenizers.pre_tokenizers import ByteLevel, Sequence
-
-    model, words = _model(vocab, row)
-    library = Tokenizer(model)
-    library.pre_tokenizer = Sequence([*cuts(row), ByteLevel(add_prefix_space=False, use_regex=False)])
-    missing = frozenset(byte for char, byte in BYTES.items() if char not in words) - _NEVER_IN_UTF8
+    models = _Models(vocab, row)
+    missing = frozenset(byte for char, byte in BYTES.items() if char not in models.words) - _NEVER_IN_UTF8
 
     def encode(text: str) -> list[int]:
         lacking = missing.intersection(text.encode()) if missing else None
@@ -119,7 +148,7 @@ def encoder(vocab: Vocabulary, row: PreTokenizer) -> Callable[[str], list[int]]:
         while start < len(text):
             seam = _SEAM.search(text, start + CHUNK) if len(text) - start > CHUNK else None
             stop = seam.start() if seam else len(text)
-            ids += library.encode(text[start:stop], add_special_tokens=False).ids
+            ids += models.encode(text[start:stop])
             start = stop
         return ids
 

@@ -37,6 +37,7 @@ _BYTE_TEXT = re.compile("<0x[0-9A-F]{2}>")
 class Vocabulary:
     """tokens, scores, types: one per id. merges: "left right", best first. row: how BPE cuts words, None for SPM.
 
+    marked: the ids, ascending, of tokens that are not NORMAL; few of many.
     rstrip: ids that swallow the white space to their right when they are parsed in a text.
     """
 
@@ -44,6 +45,7 @@ class Vocabulary:
     tokens: list[str]
     scores: list[float]
     types: list[int]
+    marked: list[int]
     merges: list[str]
     row: PreTokenizer | None
     bos: int | None
@@ -168,7 +170,8 @@ def read(metadata: Mapping[str, object], path: str | Path) -> Vocabulary:
         "pad": keys.token("padding_token_id", size, lenient=True),
     }
     merges = _merges(keys) if row else []
-    types = _types(keys, tokens, merges, ids, spm)
+    enders = [i for i, text in enumerate(tokens) if text in END_TEXTS]
+    types = _types(keys, tokens, merges, ids, spm, enders)
     add_bos = keys.flag("add_bos_token", ids["bos"] is not None and (row is None or row.add_bos))
     add_eos = keys.flag("add_eos_token", False)
     for flag, name in ((add_bos, "bos"), (add_eos, "eos")):
@@ -179,10 +182,11 @@ def read(metadata: Mapping[str, object], path: str | Path) -> Vocabulary:
         tokens=tokens,
         scores=_scores(keys, size) if spm else [],
         types=types,
+        marked=[i for i, kind in enumerate(types) if kind != NORMAL],
         merges=merges,
         row=row,
         **ids,
-        eog=_ends(tokens, types, ids),
+        eog=_ends(tokens, types, ids, enders),
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=keys.flag("add_space_prefix", spm),
@@ -235,7 +239,9 @@ def _scores(keys: _Keys, size: int) -> list[float]:
     return narrow.tolist()  # type: ignore[no-any-return]
 
 
-def _types(keys: _Keys, tokens: list[str], merges: list[str], ids: Mapping[str, int | None], spm: bool) -> list[int]:
+def _types(
+    keys: _Keys, tokens: list[str], merges: list[str], ids: Mapping[str, int | None], spm: bool, enders: list[int]
+) -> list[int]:
     """One type per token; where the file has none, what follows from the ids and the texts.
 
     A token that ends a generation is a control token even if the file calls it user-defined (or a normal word, unless
@@ -262,11 +268,12 @@ def _types(keys: _Keys, tokens: list[str], merges: list[str], ids: Mapping[str, 
             keys.fail("added_tokens", "an added token is not among the tokens", got=repr(text[:40]))
         if types[places[text]] == NORMAL:
             types[places[text]] = USER_DEFINED
-    for i, text in enumerate(tokens):
-        if text in END_TEXTS and (types[i] == USER_DEFINED or (types[i] == NORMAL and not _is_merged(text, merges))):
+    for i in enders:
+        if types[i] == USER_DEFINED or (types[i] == NORMAL and not _is_merged(tokens[i], merges)):
             types[i] = CONTROL
-        elif types[i] == BYTE and not _BYTE_TEXT.fullmatch(text):
-            keys.fail("tokens", f"token {i} is no byte", "<0x00> to <0xFF>", repr(text[:40]))
+    for i in [i for i, kind in enumerate(types) if kind == BYTE]:
+        if not _BYTE_TEXT.fullmatch(tokens[i]):
+            keys.fail("tokens", f"token {i} is no byte", "<0x00> to <0xFF>", repr(tokens[i][:40]))
     return types
 
 
@@ -274,8 +281,8 @@ def _is_merged(text: str, merges: Sequence[str]) -> bool:
     return any(merge.replace(" ", "", 1) == text for merge in merges)
 
 
-def _ends(tokens: list[str], types: list[int], ids: Mapping[str, int | None]) -> frozenset[int]:
-    ends = {i for i, text in enumerate(tokens) if types[i] == CONTROL and text in END_TEXTS}
+def _ends(tokens: list[str], types: list[int], ids: Mapping[str, int | None], enders: list[int]) -> frozenset[int]:
+    ends = {i for i in enders if types[i] == CONTROL}
     texts = {tokens[i]: i for i in ends}
     harmony = {"<|return|>", "<|call|>"} <= texts.keys() or (
         "<|flush|>" in texts and not texts.keys().isdisjoint({"<|call|>", "<|calls|>"})
