@@ -78,7 +78,7 @@ static int32_t at_least_1(int64_t n) { return n < 1 ? 1 : n > 1 << 20 ? 1 << 20 
 
 /* Narrow: most of the panels in one contiguous range a thread, so that memory is read in long runs, the rest claimed in
    pieces of about 96 KB. Wide: groups of panels, claimed, that stay in the second-level cache together with as many
-   tokens' activations. */
+   tokens' activations; small enough that threads end together, and of whole pairs, as matmul takes them. */
 static void run_matmul(const walker *w, const slm_op *op) {
   const int32_t panels = (op->n + 15) / 16, threads = w->e->active, rows = slm_rows(&w->ctx, op);
   const int64_t bytes = slm_panel_bytes(op->type, op->k) + (op->w2 < 0 ? 0 : slm_panel_bytes(op->type2, op->k));
@@ -91,7 +91,8 @@ static void run_matmul(const walker *w, const slm_op *op) {
     }
     matmul_claimed(w, op, mine * threads, panels, step, rows);
   } else {
-    const int32_t tile = w->e->isa->tile, even = at_least_1(panels / (4 * threads)), fit = at_least_1((256 << 10) / bytes);
+    const int32_t tile = w->e->isa->tile, pair = op->w2 < 0 ? 2 : 1;
+    const int32_t even = at_least_1(panels / (8 * threads * pair)) * pair, fit = at_least_1((256 << 10) / bytes / pair) * pair;
     const int64_t block = at_least_1((384 << 10) / slm_act_row_bytes(op->act_block, op->k) / tile) * tile;
     matmul_claimed(w, op, 0, panels, fit < even ? fit : even, (int32_t)block);
   }
