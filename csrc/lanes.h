@@ -15,6 +15,7 @@
    vi_round(v) float → int, to nearest even;  vf_cvt(v) int → float;  vi_bits(v) vf_bits(v) reinterpret
    vi_abs_bits(v)              float bits without the sign
    vi_sum(v) vi_top(v)         exact, so in any order;  vi_to_i8(p, v) the low bytes
+   vi_sums(v) vi_tops(v)       of 16 vectors, one in each lane
 
    vw                          64 bytes: 16 rows × 4 codes
    vw_store(p, w)
@@ -41,5 +42,15 @@
 #define TARGET_BEGIN(isa) _Pragma("GCC push_options") SLM_PRAGMA(GCC target(isa))
 #define TARGET_END _Pragma("GCC pop_options")
 #endif
+
+/* vi_sums and vi_tops where the ISA has nothing better. */
+#define EACH_FOLDED(name, fold)                                                                     \
+  IN vi name(const vi *v) {                                                                         \
+    int32_t lanes[16];                                                                              \
+    vi all;                                                                                         \
+    for (int i = 0; i < 16; i++) lanes[i] = fold(v[i]);                                             \
+    memcpy(&all, lanes, sizeof all);                                                                \
+    return all;                                                                                     \
+  }
 
 #endif

@@ -81,6 +81,8 @@ IN int32_t vi_top(vi v) {
   b = _mm_max_epi32(b, _mm_unpackhi_epi64(b, b));
   return _mm_cvtsi128_si32(_mm_max_epi32(b, _mm_srli_si128(b, 4)));
 }
+EACH_FOLDED(vi_sums, vi_sum)
+EACH_FOLDED(vi_tops, vi_top)
 
 IN vw vw_load(const void *p) { return (vw){_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1)}; }
 IN void vw_store(void *p, vw w) { _mm256_storeu_si256(p, w.a); _mm256_storeu_si256((__m256i *)p + 1, w.b); }

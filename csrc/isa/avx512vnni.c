@@ -54,6 +54,22 @@ IN float vf_top(vf v) { return _mm512_reduce_max_ps(v); }
 #define vi_round _mm512_cvtps_epi32
 #define vi_sum _mm512_reduce_add_epi32
 #define vi_top _mm512_reduce_max_epi32
+/* Lane i of the result is what `op` makes of all lanes of v[i]: by pairs of vectors, pairs of those, then 128 bits each. */
+#define FOLD(name, op)                                                                              \
+  IN vi name(const vi *v) {                                                                         \
+    vi four[4];                                                                                     \
+    UNROLL for (int i = 0; i < 4; i++) {                                                            \
+      const vi *a = v + 4 * i;                                                                      \
+      const vi low = op(_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1]));      \
+      const vi high = op(_mm512_unpacklo_epi32(a[2], a[3]), _mm512_unpackhi_epi32(a[2], a[3]));     \
+      four[i] = op(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));             \
+    }                                                                                               \
+    UNROLL for (int i = 0; i < 4; i += 2)                                                           \
+      four[i / 2] = op(_mm512_shuffle_i32x4(four[i], four[i + 1], 0x88), _mm512_shuffle_i32x4(four[i], four[i + 1], 0xdd)); \
+    return op(_mm512_shuffle_i32x4(four[0], four[1], 0x88), _mm512_shuffle_i32x4(four[0], four[1], 0xdd)); \
+  }
+FOLD(vi_sums, vi_add)
+FOLD(vi_tops, vi_max)
 IN vi vi_i8(const void *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(p)); }
 IN void vi_to_i8(void *p, vi v) { _mm_storeu_si128(p, _mm512_cvtepi32_epi8(v)); }
 IN vi vi_abs_bits(vf v) { return _mm512_and_si512(vi_bits(v), vi_set(0x7fffffff)); }

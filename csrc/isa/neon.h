@@ -80,6 +80,8 @@ IN void vi_to_i8(void *p, vi a) {
   int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
   vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
+EACH_FOLDED(vi_sums, vi_sum)
+EACH_FOLDED(vi_tops, vi_top)
 
 IN vw vw_load(const void *p) { vw r; EACH r.v[i] = vld1q_u8((const uint8_t *)p + 16 * i); return r; }
 IN void vw_store(void *p, vw w) { EACH vst1q_u8((uint8_t *)p + 16 * i, w.v[i]); }

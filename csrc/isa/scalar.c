@@ -83,6 +83,8 @@ IN vf vf_bits(vi a) { return (vf)a; }
 IN vi vi_abs_bits(vf a) { return (vi)a & vi_set(0x7fffffff); }
 IN int32_t vi_sum(vi a) { int32_t s = 0; EACH s += a[i]; return s; }
 IN int32_t vi_top(vi a) { int32_t t = a[0]; EACH t = t > a[i] ? t : a[i]; return t; }
+EACH_FOLDED(vi_sums, vi_sum)
+EACH_FOLDED(vi_tops, vi_top)
 
 IN vw vw_load(const void *p) { vw r; memcpy(&r, p, 64); return r; }
 IN void vw_store(void *p, vw w) { memcpy(p, &w, 64); }
