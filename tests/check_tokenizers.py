@@ -1,111 +1,66 @@
 """Compares the tokenizers with the libraries that the models ship with, on random and adversarial strings.
 
-    python tests/check_tokenizers.py [--strings 100000] [--seed 0] [--only NAME] [--megabyte]
+    python tests/check_tokenizers.py [--strings 100000] [--seed 0] [--only NAME] [--megabyte] [--characters]
 
-For each name of a pre-tokenizer, the library's own components are put together as the models' tokenizer.json has them,
-over the merges of a real vocabulary; for SentencePiece, a model is built whose normaliser does what is done here by
-hand. --megabyte: a million times one character instead, for the time that it takes.
+For each name of a pre-tokenizer, the library loads a tokenizer.json as the models publish it (`published.py`), over a
+vocabulary that is trained here and goes through `tinyslm.convert`, which has to find the name; and over the model's own
+vocabulary, where its file is in the shared data. SentencePiece models are trained here too, and Llama's own is tried with
+all that a model may ask of spaces. Texts are encoded with control tokens parsed and as plain text, and the ids decoded
+whole and one by one.
+
+--characters: every character of Unicode instead, between others. --megabyte: a million times one character, and a
+million random ones, for the time that they take and how it grows from half a million.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import json
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
-from tokenizers import Regex, Tokenizer, models
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+from published import ADDED, ALPHABETS, FAMILIES, put, strings, tokenizer_json, trained, well_formed
+from tokenizers import Tokenizer
 
 from tinyslm import tokenizer
+from tinyslm.convert import vocabulary
 from tinyslm.gguf import GGUF
 
 VOCABS = Path(__file__).resolve().parents[2] / "shared" / "data" / "vocab"
-
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-GPT4O = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def splits(*patterns: str) -> list[PreTokenizer]:
-    return [Split(Regex(pattern), "isolated") for pattern in patterns] + [ByteLevel(False, use_regex=False)]
-
-
-GPT2 = [ByteLevel(False)]
-DIGITS_GPT2 = [Digits(individual_digits=True), ByteLevel(False)]
-TEKKEN = GPT4O.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace("{1,3}", "")
-# Falcon is not here: its tokenizer.json looks for digits after characters have become bytes, which llama.cpp does not.
-# name: (vocabulary, components, words of the vocabulary go before merges)
-FAMILIES: dict[str, tuple[str, list[PreTokenizer], bool]] = {
-    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt"), ("gpt-2", GPT2, False)),
-    **dict.fromkeys(("starcoder", "refact", "smollm", "command-r"), ("starcoder", DIGITS_GPT2, False)),
-    **{name: ("qwen2", splits(LLAMA3.replace("{1,3}", "")), False) for name in ("qwen2", "stablelm2")},
-    "llama-bpe": ("llama-bpe", splits(LLAMA3), True),
-    "dbrx": ("llama-bpe", splits(LLAMA3), False),
-    "smaug-bpe": ("llama-bpe", splits(LLAMA3), False),
-    "gpt-4o": ("llama-bpe", splits(GPT4O), False),
-    "tekken": ("llama-bpe", splits(TEKKEN), True),
-    "deepseek-coder": ("gpt-2", [
-        *(Split(Regex(p), "isolated") for p in (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+")),
-        Digits(individual_digits=True), ByteLevel(False, use_regex=False),
-    ], False),
-}  # fmt: skip
-
-ALPHABETS = [
-    "abcdefgh ETAOIN", "0123456789 ,.", " \n\r\t", "\u00a0\u2003\u3000 \u200b\u200d\ufeff", "éüßœñÅİıſ ǅΩμ",
-    "Привет, как дела", "中文字符。，！ 一龥\u3007", "ひらがなカタカナー", "한국어 \ud7a3ㄱ", "العربية ٠١٢٣",
-    "हिन्दी देवनागरी ०१",
-    "ไทย ๑๒", "e\u0301\u0308\u0327\u20dd", "😀👩\u200d👩\u200d👧🏽🇩🇪☃\ufe0f", "\x00\x01\x07\x1b\x7f\x80\x9f",
-    "'sS tT rReE vVlLmMdD’",
-    "$+<=>^~|`!?#%&*()[]{}_-/\\@:;\"", "²³¼½Ⅷ①৴", "\ud800\udfff\udc00", "\U0001d400\U00020000\U000e0041\U0010ffff",
-    "<|im_end|></s><s>▁",
-]  # fmt: skip
-SNIPPETS = [
-    "<|endoftext|>", "I'LL ", "don't ", "\r\n\r\n", "    ", "\n\n\n ", "123456", " 1,000.50", "http://a.b/c?d=e",
-    "def f(x):\n\t",
-    "</s>", "▁", "<0x0A>", "ﬁ", "İstanbul", "a" * 40, " " * 40, "\n" * 20, "!" * 30,
-]  # fmt: skip
+BATCH = 1000
+MERGES = 4000
+# name: (the file of its vocabulary, other names that go by it)
+REAL = {
+    "gpt-2": ("gpt-2", "phi-2", "olmo", "falcon", "deepseek-coder", "deepseek-llm", "default"),
+    "llama-bpe": ("llama-bpe", "smaug-bpe", "dbrx", "gpt-4o", "tekken"),
+    "qwen2": ("qwen2", "stablelm2"),
+    "starcoder": ("starcoder", "refact", "smollm", "command-r"),
+}
+# name: whether a text gets a space before it, and whether spaces are squeezed
+SPM = {
+    "llama-spm": (True, False),
+    "llama-spm, squeezed": (True, True),
+    "llama-spm, no prefix": (False, False),
+    "llama-spm, no prefix, squeezed": (False, True),
+}
 
 
-def strings(count: int, seed: int) -> Iterator[str]:
-    """Short texts: of one script, of several, of characters from anywhere, of snippets."""
-    draw = random.Random(seed)
-    for _ in range(count):
-        parts = []
-        for _ in range(draw.randint(1, 6)):
-            kind = draw.random()
-            if kind < 0.6:
-                alphabet = draw.choice(ALPHABETS)
-                parts.append("".join(draw.choice(alphabet) for _ in range(draw.randint(1, 12))))
-            elif kind < 0.8:
-                parts.append(draw.choice(SNIPPETS))
-            else:
-                top = draw.choice((0x100, 0x3000, 0x10000, 0x110000))
-                parts.append("".join(chr(draw.randrange(top)) for _ in range(draw.randint(1, 5))))
-        yield "".join(parts)
+class Case(NamedTuple):
+    """ours, and the library's: a function from texts to ids, one from ids to text, and how ours is to be asked."""
 
-
-def well_formed(text: str) -> str:
-    return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
-
-
-def ours(vocab: str, **changes: object) -> tokenizer.Tokenizer:
-    path = VOCABS / f"ggml-vocab-{vocab}.gguf"
-    with GGUF.open(path) as file:
-        keys = {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
-        return tokenizer.load({**file.metadata, **keys}, path)
+    name: str
+    ours: tokenizer.Tokenizer
+    encode: Callable[[list[str]], list[list[int]]]
+    decode: Callable[[list[list[int]]], list[str]]
+    special: bool
 
 
 @cache
@@ -117,55 +72,145 @@ def fields(vocab: str) -> dict[str, Any]:
     return {name: field.contents() for name, field in found.items() if field}
 
 
-def library_bpe(vocab: str, components: list[PreTokenizer], ignore_merges: bool) -> Callable[[str], list[int]]:
-    found = fields(vocab)
-    kinds = found["token_type"]
-    words = {text: i for i, text in enumerate(found["tokens"]) if kinds[i] not in (2, 3)}
-    merges = [tuple(merge.split(" ")) for merge in found["merges"]]
-    made = Tokenizer(models.BPE(words, merges, ignore_merges=ignore_merges))
-    made.pre_tokenizer = Sequence(components)
-    return lambda text: made.encode(well_formed(text), add_special_tokens=False).ids  # type: ignore[no-any-return]
+def ours(vocab: str, **changes: object) -> tokenizer.Tokenizer:
+    path = VOCABS / f"ggml-vocab-{vocab}.gguf"
+    with GGUF.open(path) as file:
+        keys = {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+        return tokenizer.load({**file.metadata, **keys}, path)
 
 
-def library_spm(vocab: str, prefix: bool, squeeze: bool) -> Callable[[str], list[int]]:
+def library(made: dict[str, Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    tok = Tokenizer.from_str(json.dumps(made))
+    return (
+        lambda texts: [found.ids for found in tok.encode_batch(texts, add_special_tokens=False)],
+        lambda ids: tok.decode_batch(ids, skip_special_tokens=False),
+    )
+
+
+def convert(folder: Path, size: int, arch: str) -> tokenizer.Tokenizer:
+    return tokenizer.load(vocabulary.read(folder, {"vocab_size": size}, arch), folder)
+
+
+def trained_bpe(name: str) -> Iterator[Case]:
+    made = tokenizer_json(name, *trained(MERGES))
+    with tempfile.TemporaryDirectory() as folder:
+        tok = convert(Path(folder), put(Path(folder), made), FAMILIES[name][3])
+    yield Case(name, tok, *library(made), True)
+    plain = made | {"added_tokens": [token for token in made["added_tokens"] if not token["special"]]}
+    yield Case(f"{name}, as text", tok, *library(plain), False)
+
+
+def real_bpe(name: str) -> Iterator[Case]:
+    for vocab in REAL.values():
+        if name in vocab:
+            found = fields(vocab[0])
+            kinds = found["token_type"]
+            words = {text: i for i, text in enumerate(found["tokens"]) if kinds[i] not in (2, 3)}
+            made = tokenizer_json(name, words, found["merges"]) | {"added_tokens": []}
+            yield Case(f"{name}, {vocab[0]}'s vocabulary", ours(vocab[0], pre=name), *library(made), False)
+
+
+def _sentencepiece(proto: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     from sentencepiece import SentencePieceProcessor
+
+    made = SentencePieceProcessor(model_proto=proto.SerializeToString())
+    return lambda texts: [made.encode(text) for text in texts], lambda ids: [made.decode(one) for one in ids]
+
+
+def real_spm(name: str) -> Iterator[Case]:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-    found, proto = fields(vocab), ModelProto()
+    prefix, squeeze = SPM[name]
+    found, proto = fields("llama-spm"), ModelProto()
     for text, score, kind in zip(found["tokens"], found["scores"], found["token_type"], strict=True):
         proto.pieces.add(piece=text, score=score, type=kind)
     proto.trainer_spec.model_type = 2
     proto.trainer_spec.byte_fallback = True
     proto.normalizer_spec.add_dummy_prefix = prefix
     proto.normalizer_spec.remove_extra_whitespaces = squeeze
-    made = SentencePieceProcessor(model_proto=proto.SerializeToString())
-    return lambda text: made.encode(well_formed(text))  # type: ignore[no-any-return]
+    tok = ours("llama-spm", add_space_prefix=prefix, remove_extra_whitespaces=squeeze)
+    yield Case(name, tok, *_sentencepiece(proto), False)
 
 
-def cases(only: str | None) -> Iterator[tuple[str, tokenizer.Tokenizer, Callable[[str], list[int]]]]:
-    for name, (vocab, components, ignore_merges) in FAMILIES.items():
+def trained_spm(prefix: bool) -> Iterator[Case]:
+    """A model that the library trained, with two control pieces beside its own."""
+    from sentencepiece import SentencePieceTrainer
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    with tempfile.TemporaryDirectory() as folder:
+        known = set("".join(ALPHABETS)) - {"\0"}  # the rest is left to bytes
+        texts = ("".join(filter(known.__contains__, text)) for text in map(well_formed, strings(20_000, -1)))
+        SentencePieceTrainer.train(
+            sentence_iterator=texts, model_prefix=f"{folder}/tokenizer", model_type="bpe", vocab_size=MERGES + 1000,
+            byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=prefix, minloglevel=2,
+            remove_extra_whitespaces=False, character_coverage=0.98, split_by_whitespace=False,
+            control_symbols=[text for text, special in ADDED if special],
+        )  # fmt: skip
+        proto = ModelProto()
+        proto.ParseFromString((Path(folder) / "tokenizer.model").read_bytes())
+        tok = convert(Path(folder), len(proto.pieces), "llama")
+    yield Case(f"trained SPM{'' if prefix else ', no prefix'}", tok, *_sentencepiece(proto), False)
+
+
+def cases(only: str | None) -> Iterator[Case]:
+    for name in FAMILIES:
         if only in (None, name):
-            yield name, ours(vocab, pre=name), library_bpe(vocab, components, ignore_merges)
+            yield from trained_bpe(name)
+            yield from real_bpe(name)
+    for name in SPM:
+        if only in (None, name):
+            yield from real_spm(name)
     for prefix in (True, False):
-        for squeeze in (False, True):
-            name = f"llama-spm{'' if prefix else ', no prefix'}{', squeezed' if squeeze else ''}"
-            if only in (None, name):
-                made = ours("llama-spm", add_space_prefix=prefix, remove_extra_whitespaces=squeeze)
-                yield name, made, library_spm("llama-spm", prefix, squeeze)
+        if only in (None, "trained SPM"):
+            yield from trained_spm(prefix)
 
 
-def compare(made: tokenizer.Tokenizer, library: Callable[[str], list[int]], texts: Iterator[str]) -> list[str]:
-    return [text for text in texts if made.encode(text, bos=False) != library(text)]
+def streamed(tok: tokenizer.Tokenizer, ids: list[int], special: bool) -> str:
+    decoder = tok.stream(special=special)
+    return "".join([decoder.push(token) for token in ids]) + decoder.flush()
 
 
-def megabyte(made: tokenizer.Tokenizer) -> float:
-    """The most seconds on the processor that a million of one character take."""
-    worst = 0.0
-    for char in ("a", " ", "\n", "1", "!", "é", "中", "'", "\u0301", " a", "a ", "\r ", "A1"):
-        start = time.process_time()
-        made.encode(char * (1_000_000 // len(char)), bos=False)
-        worst = max(worst, time.process_time() - start)
-    return worst
+def compare(case: Case, texts: Iterable[str]) -> tuple[int, list[str]]:
+    """How many texts were tried, and those that differ."""
+    tok, special = case.ours, case.special
+    count, differ, rest = 0, [], iter(texts)
+    while batch := list(islice(rest, BATCH)):
+        wanted = case.encode([well_formed(text) for text in batch])
+        for text, ids, back in zip(batch, wanted, case.decode(wanted), strict=True):
+            if (
+                tok.encode(text, bos=False, special=special) != ids
+                or tok.decode(ids, special=special) != back
+                or streamed(tok, ids, special) != back
+            ):
+                differ.append(text)
+        count += len(batch)
+    return count, differ
+
+
+def characters() -> Iterator[str]:
+    for code in range(0x110000):
+        yield f"a{chr(code)} {chr(code)}{chr(code)}1 {chr(code)}b"
+
+
+ONES = ("a", " ", "\n", "1", "!", "é", "中", "'", "\u0301", "\u0301\u0327", "😀", "\x00", " a", "a ", "\r ", "A1", "'s")
+
+
+def megabyte(tok: tokenizer.Tokenizer) -> str:
+    """The slowest text of a million characters, its seconds on the processor, and the worst growth from half of it."""
+    texts = {ascii(char): char * (1_000_000 // len(char)) for char in ONES}
+    texts["random"] = "".join(islice((char for text in strings(100_000, 1) for char in text), 1_000_000))
+    slowest, growth = (0.0, ""), (0.0, "")
+    for name, text in texts.items():
+        half, whole = (_seconds(tok, part) for part in (text[: len(text) // 2], text))
+        slowest, growth = max(slowest, (whole, name)), max(growth, (whole / half, name))
+    return f"{slowest[0]:6.2f} s at the most ({slowest[1]}), at most {growth[0]:.1f} x half of it ({growth[1]})"
+
+
+def _seconds(tok: tokenizer.Tokenizer, text: str) -> float:
+    start = time.process_time()
+    ids = tok.encode(text, bos=False)
+    tok.decode(ids)
+    return time.process_time() - start
 
 
 def main() -> int:
@@ -174,17 +219,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="NAME")
     parser.add_argument("--megabyte", action="store_true")
+    parser.add_argument("--characters", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # StarCoder's vocabulary lacks a byte
     failed = 0
-    for name, made, library in cases(args.only):
+    for case in cases(args.only):
         if args.megabyte:
-            print(f"{name:<28} {megabyte(made):6.2f} s at the most", flush=True)
+            print(f"{case.name:<36} {megabyte(case.ours)}", flush=True)
             continue
-        differ = compare(made, library, strings(args.strings, args.seed))
+        count, differ = compare(case, characters() if args.characters else strings(args.strings, args.seed))
         failed += bool(differ)
         shown = ", ".join(ascii(text) for text in sorted(differ, key=len)[:3])
-        print(f"{name:<28} {args.strings} strings, {len(differ)} differ {shown}", flush=True)
+        print(f"{case.name:<36} {count} strings, {len(differ)} differ {shown}", flush=True)
     return int(failed > 0)
 
 

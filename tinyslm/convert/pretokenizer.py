@@ -7,12 +7,13 @@ rows of the table differ.
 from __future__ import annotations
 
 import json
+import warnings
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, UnsupportedError
-from ..tokenizer.bpe import cuts
+from ..tokenizer.bpe import cutter
 from ..tokenizer.pretokenizers import PRETOKENIZERS, PreTokenizer
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ def probes() -> list[str]:
     return texts
 
 
-def name_of(found: Any, ignore_merges: bool, arch: str, path: Path) -> str:
-    """The name for the `pre_tokenizer` entry of a tokenizer.json. Raises FileError, UnsupportedError."""
-    from tokenizers import Tokenizer, pre_tokenizers
+def name_of(found: Any, ignore_merges: bool, nfc: bool, arch: str, path: Path) -> str:
+    """The name for the `pre_tokenizer` entry of a tokenizer.json. Raises FileError, UnsupportedError.
+
+    nfc: whether it brings text to NFC. Warns where no name says both how words are cut and that.
+    """
+    from tokenizers import Tokenizer
 
     blank = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
              "pre_tokenizer": found, "post_processor": None, "decoder": None,
@@ -53,16 +57,14 @@ def name_of(found: Any, ignore_merges: bool, arch: str, path: Path) -> str:
     except Exception as error:  # bare Exception is what the library raises
         raise FileError(path, f"no pre-tokenizer: {error}", where="pre_tokenizer") from error
     order = [USUAL.get(arch, FIRST[0]), *FIRST, *PRETOKENIZERS]
-    rows: dict[tuple[str, ...], list[str]] = {}
+    rows: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for name in dict.fromkeys(order):
-        rows.setdefault(PRETOKENIZERS[name].patterns, []).append(name)
+        rows.setdefault((PRETOKENIZERS[name].patterns, PRETOKENIZERS[name].byte_patterns), []).append(name)
     texts = probes()
     for names in rows.values():
-        row = pre_tokenizers.Sequence(
-            [*cuts(PRETOKENIZERS[names[0]]), pre_tokenizers.ByteLevel(False, use_regex=False)]
-        )
+        row = cutter(PRETOKENIZERS[names[0]])
         if all(_pieces(wanted, text) == _pieces(row, text) for text in texts):
-            return _by_flag(names, ignore_merges, path)
+            return _by_flag(names, ignore_merges, nfc, path)
     raise UnsupportedError(
         path, "its words are cut in a way that is not known; name one that is near with --pre",
         where="pre_tokenizer", got=json.dumps(found)[:200],
@@ -76,12 +78,17 @@ def _pieces(cutter: Library | None, text: str) -> list[str]:
     return [piece for piece, _ in cutter.pre_tokenize_str(text)]
 
 
-def _by_flag(names: list[str], ignore_merges: bool, path: Path) -> str:
-    found = next((name for name in names if PRETOKENIZERS[name].ignore_merges == ignore_merges), None)
-    if found is None:
+def _by_flag(names: list[str], ignore_merges: bool, nfc: bool, path: Path) -> str:
+    fit = [name for name in names if PRETOKENIZERS[name].ignore_merges == ignore_merges]
+    if not fit:
         raise UnsupportedError(path, "no pre-tokenizer cuts like this one and has this flag; name one with --pre",
                                where="ignore_merges", expected=f"as {names[0]} has it", got=ignore_merges)  # fmt: skip
-    return found
+    found = next((name for name in fit if PRETOKENIZERS[name].nfc == nfc), None)
+    if found is None:
+        warnings.warn(f"{path}: the tokenizer {'brings' if nfc else 'does not bring'} text to NFC, which no pre-tokenizer "
+                      f"that cuts as it does says: {fit[0]}, and accents written apart from their letters differ",
+                      stacklevel=6)  # fmt: skip
+    return found or fit[0]
 
 
 def row_of(name: str) -> PreTokenizer | None:

@@ -155,24 +155,25 @@ def _merges(p: Published, merges: object) -> list[tuple[str, str]]:
 
 def _byte_level(p: Published, tokenizer: Mapping[str, Any], arch: str, pre: str | None) -> None:
     model = tokenizer["model"]
-    _plain(p, tokenizer.get("normalizer"))
+    nfc = _nfc(p, tokenizer.get("normalizer"))
     for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(name):
             raise UnsupportedError(p.path, "merges of this kind are not supported", where=name, got=model[name])
     _vocabulary(p, model.get("vocab"))
     merges = [f"{left} {right}" for left, right in _merges(p, model.get("merges"))]
-    name = pre or pretokenizer.name_of(tokenizer.get("pre_tokenizer"), bool(model.get("ignore_merges")), arch, p.path)
+    ignore = bool(model.get("ignore_merges"))
+    name = pre or pretokenizer.name_of(tokenizer.get("pre_tokenizer"), ignore, nfc, arch, p.path)
     p.keys |= {"model": "gpt2", "pre": name, "merges": merges}
 
 
-def _plain(p: Published, normaliser: Any) -> None:
-    """Text is not changed before it is cut; NFC, which Qwen and StableLM ask for, GGUF cannot say."""
+def _nfc(p: Published, normaliser: Any) -> bool:
+    """Whether text is brought to NFC before it is cut; nothing else may be done to it, for GGUF cannot say it."""
     kind = normaliser.get("type") if isinstance(normaliser, dict) else normaliser
     if kind == "Sequence" and isinstance(normaliser.get("normalizers"), list):
-        for part in normaliser["normalizers"]:
-            _plain(p, part)
-    elif kind not in (None, "NFC"):
+        return any([_nfc(p, part) for part in normaliser["normalizers"]])
+    if kind not in (None, "NFC"):
         raise UnsupportedError(p.path, "text normalisation of this kind", where="normalizer", got=repr(kind)[:60])
+    return kind == "NFC"
 
 
 def _slow(p: Published, pre: str | None) -> None:

@@ -87,7 +87,9 @@ class Tokenizer:
         Those are the places where a SentencePiece text gets its space.
         """
         if self._vocab.squeeze_spaces:
-            part = re.sub(" +", " ", part).strip(" ")
+            part = re.sub(" +", " ", part).lstrip(" ").rstrip(" ▁")  # the library strips the end when spaces are "▁"
+            if not part:
+                return []
         return self._encode_text(" " + part if self._vocab.add_space_prefix else part)
 
     def token(self, text: str) -> int | None:
@@ -142,7 +144,8 @@ class Tokenizer:
 
     def _has_prefix(self, token: int) -> bool:
         """Whether the first space of this token, the first of a text, is the one that encoding put there."""
-        return self._vocab.add_space_prefix and self._vocab.types[token] != USER_DEFINED
+        vocab = self._vocab
+        return (vocab.add_space_prefix or vocab.squeeze_spaces) and vocab.types[token] != USER_DEFINED
 
 
 class Decoder:
@@ -168,8 +171,10 @@ class Decoder:
             piece = tokenizer.token_text(token).encode()
         if self._started or not piece:
             return piece
-        self._started = True
-        return piece.removeprefix(b" ") if tokenizer._has_prefix(token) else piece
+        if tokenizer._has_prefix(token):
+            piece = piece.removeprefix(b" ")
+        self._started = bool(piece) or not tokenizer._vocab.squeeze_spaces
+        return piece
 
 
 class _Finder:

@@ -10,12 +10,12 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from ..errors import FileError
-from .pretokenizers import PreTokenizer
+from .pretokenizers import DIGIT, PUNCTUATION, PreTokenizer
 from .vocabulary import CONTROL, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from tokenizers.pre_tokenizers import Split
+    from tokenizers.pre_tokenizers import PreTokenizer as Cutter
 
 CHUNK = 1 << 18  # characters the library sees at once: it keeps about 160 bytes for each until it is done
 FIRST = 1000  # characters of first texts that have models of their own, if cut into words of up to LONG bytes
@@ -71,12 +71,27 @@ def _words_and_merges(vocab: Vocabulary) -> tuple[dict[str, int], list[str]]:
     return words, out
 
 
-def cuts(row: PreTokenizer) -> list[Split]:
+def cuts(row: PreTokenizer) -> list[Cutter]:
     """The library's form of a row's patterns, to be applied in order."""
+    from tokenizers.pre_tokenizers import Digits, Punctuation
+
+    own = {DIGIT: Digits(individual_digits=True), PUNCTUATION: Punctuation("contiguous")}
+    return [own.get(pattern) or _split(pattern) for pattern in row.patterns]
+
+
+def _split(pattern: str) -> Cutter:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Split
 
-    return [Split(Regex(pattern), "isolated") for pattern in row.patterns]
+    return Split(Regex(pattern), "isolated")
+
+
+def cutter(row: PreTokenizer) -> Cutter:
+    """All that a row does to a text, as the library's words of stand-ins for bytes."""
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence
+
+    level = ByteLevel(add_prefix_space=False, use_regex=False)
+    return Sequence([*cuts(row), level, *map(_split, row.byte_patterns)])
 
 
 class _Models:
@@ -87,16 +102,18 @@ class _Models:
     """
 
     def __init__(self, vocab: Vocabulary, row: PreTokenizer) -> None:
-        from tokenizers.pre_tokenizers import ByteLevel, Sequence
+        from tokenizers.normalizers import NFC
 
         self.words, self._merges = _words_and_merges(vocab)
         self._ignore_merges = row.ignore_merges
-        self._cutter = Sequence([*cuts(row), ByteLevel(add_prefix_space=False, use_regex=False)])
+        self._cutter, self._nfc = cutter(row), NFC() if row.nfc else None
         self._first, self._lock = FIRST, threading.Lock()
         self._whole: Tokenizer | None = None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text of bytes that all have tokens."""
+        if self._nfc:
+            text = self._nfc.normalize_str(text)
         library = self._whole or self._own(text) or self._all()
         return library.encode(text, add_special_tokens=False).ids
 

@@ -2,7 +2,8 @@
 
 A GGUF file names its pre-tokenizer and holds neither its regular expression nor its flags, so both are tabled here. The
 expressions are those of the models' own tokenizer files (Oniguruma syntax); the names and flags are those that the
-GGUF converters write and llama.cpp reads.
+GGUF converters write and llama.cpp reads. Where llama.cpp cuts otherwise than the tokenizer file (NFC, Falcon's bytes,
+single digits), the tokenizer file is followed.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ class PreTokenizer:
     """One row.
 
     patterns: applied one after the other; each cuts what the ones before it left into its matches and what lies between
+    byte_patterns: the same, over the stand-ins of the word's bytes
+    nfc: text is brought to Unicode's form NFC first
     ignore_merges: a word that is itself in the vocabulary becomes that token, whatever the merges say
     add_bos: whether BOS is added where the file has no `tokenizer.ggml.add_bos_token`
     """
 
     patterns: tuple[str, ...]
+    byte_patterns: tuple[str, ...] = ()
+    nfc: bool = False
     ignore_merges: bool = False
     add_bos: bool = False
 
@@ -28,6 +33,10 @@ def _ranges(text: str) -> str:
     """A character class's inside from hexadecimal ranges: code points whose NFC form differs survive no editor."""
     return "".join("-".join(chr(int(end, 16)) for end in part.split("-")) for part in text.split())
 
+
+# Two that the tokenizers library has parts of its own for, whose Unicode is not that of its regular expressions.
+DIGIT = r"\p{N}"
+PUNCTUATION = r"[\p{P}$+<=>^~|`]+"
 
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"  # white space: line ends with what leads up to them, then all but the last, then it
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -68,14 +77,15 @@ _YOUTU = (
     rf"|[{_ranges('FF01 2026 201C 201D 2018 2019 2014 FF1A FF1B FF0C 3001-303F FE30-FE4F')}]+"
     rf"|[{_ranges('3105-312F')}]+|[{_CJK}]+"
 )
-_PUNCTUATION = r"[\p{P}$+<=>^~|`]+"
 
 _llama3 = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 _llama3_plain = PreTokenizer((_LLAMA3,))
 _gpt2 = PreTokenizer((_GPT2,))
+_neox = PreTokenizer((_GPT2,), nfc=True)
 _qwen2 = PreTokenizer((_QWEN2,))
+_qwen2_nfc = PreTokenizer((_QWEN2,), nfc=True)
 _gpt4o = PreTokenizer((_GPT4O,))
-_digits_gpt2 = PreTokenizer((r"\p{N}", _GPT2))
+_digits_gpt2 = PreTokenizer((DIGIT, _GPT2))
 _deepseek3 = PreTokenizer(_DEEPSEEK3)
 _bailing = PreTokenizer(
     (
@@ -111,8 +121,8 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
     ),
     "gpt-2": _gpt2,
     "phi-2": _gpt2,
-    "mpt": _gpt2,
-    "olmo": _gpt2,
+    "mpt": _neox,
+    "olmo": _neox,
     "jais": _gpt2,
     "trillion": _gpt2,
     "granite-docling": _gpt2,
@@ -122,19 +132,20 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
     "mellum": _gpt2,
     "starcoder": _digits_gpt2,
     "refact": _digits_gpt2,
-    "command-r": _digits_gpt2,
+    "command-r": PreTokenizer((DIGIT, _GPT2), nfc=True),
     "smollm": _digits_gpt2,
     "codeshell": _digits_gpt2,
     "exaone": _digits_gpt2,
     "minerva-7b": _digits_gpt2,
     "mellum2": _digits_gpt2,
-    "falcon": PreTokenizer((_PUNCTUATION, _GPT2, "[0-9][0-9][0-9]")),
-    "qwen2": _qwen2,
+    # Falcon's file looks for digits among the stand-ins of bytes, six of which are digits to Unicode.
+    "falcon": PreTokenizer((PUNCTUATION, _GPT2), ("[0-9²³¹¼½¾]+", "[0-9][0-9][0-9]")),
+    "qwen2": _qwen2_nfc,
     "deepseek-r1-qwen": _qwen2,
     "kormo": _qwen2,
     "f2llmv2": _qwen2,
     "megrez": _qwen2,
-    "stablelm2": _qwen2,
+    "stablelm2": _qwen2_nfc,
     "hunyuan": _qwen2,
     "solar-open": _qwen2,
     "grok-2": _qwen2,
@@ -157,10 +168,10 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
             rf"\s?[{_DEEPSEEK_SYMBOLS}]+",
             r"\s+$",
             f"[{_CJK_DEEPSEEK}]+",
-            r"\p{N}+",
+            DIGIT,
         )
     ),
-    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", f"[{_CJK_DEEPSEEK}]+", r"\p{N}")),
+    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", f"[{_CJK_DEEPSEEK}]+", DIGIT)),
     "deepseek-v3": _deepseek3,
     "hunyuan-dense": _deepseek3,
     "hy_v4": _deepseek3,
@@ -180,5 +191,5 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
     "poro-chat": _sentence,
     "bloom": _sentence,
     "gpt3-finnish": _sentence,
-    "viking": PreTokenizer((_SENTENCE, r"\p{N}")),
+    "viking": PreTokenizer((_SENTENCE, DIGIT)),
 }  # fmt: skip
