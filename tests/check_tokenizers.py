@@ -4,9 +4,9 @@
 
 For each name of a pre-tokenizer, the library loads a tokenizer.json as the models publish it (`published.py`), over a
 vocabulary that is trained here and goes through `tinyslm.convert`, which has to find the name; and over the model's own
-vocabulary, where its file is in the shared data. SentencePiece models are trained here too, and Llama's own is tried with
-all that a model may ask of spaces. Texts are encoded with control tokens parsed and as plain text, and the ids decoded
-whole and one by one.
+vocabulary, where its file is in the shared data. SentencePiece models are trained here too, and Llama's own is tried
+with all that a model may ask of spaces. Texts are encoded with control tokens parsed and as plain text, and the ids
+decoded whole and one by one.
 
 --characters: every character of Unicode instead, between others. --megabyte: a million times one character, and a
 million random ones, for the time that they take and how it grows from half a million.

@@ -97,8 +97,8 @@ ALPHABETS = [
 ]  # fmt: skip
 SNIPPETS = [
     "<|endoftext|>", "<|im_end|>", "<tool>", "I'LL ", "don't ", "\r\n\r\n", "    ", "\n\n\n ", "123456", " 1,000.50",
-    "http://a.b/c?d=e", "def f(x):\n\t", "</s>", "▁", "<0x0A>", "ﬁ", "İstanbul", "a" * 40, " " * 40, "\n" * 20, "!" * 30,
-    "helloWorld HTTPServer", " \t x", "e\u0301" * 5, "\u0327\u0301" * 4, "1" * 9, "ｈｅｌｌｏ", "한글",
+    "http://a.b/c?d=e", "def f(x):\n\t", "</s>", "▁", "<0x0A>", "ﬁ", "İstanbul", "a" * 40, " " * 40, "\n" * 20,
+    "!" * 30, "helloWorld HTTPServer", " \t x", "e\u0301" * 5, "\u0327\u0301" * 4, "1" * 9, "ｈｅｌｌｏ", "한글",
 ]  # fmt: skip
 
 

@@ -204,7 +204,7 @@ def oracle(made: dict[str, Any]) -> Any:
 
 
 def test_byte_level(tmp_path: Path) -> None:
-    made = bpe_json(normalizer={"type": "NFC"})
+    made = bpe_json()
     put(tmp_path, tokenizer=made, tokenizer_config={"eos_token": "<|im_end|>", "chat_template": "{{ messages }}"},
         generation_config={"eos_token_id": [263, 5], "pad_token_id": 7})  # fmt: skip
     keys = vocabulary.read(tmp_path, {"vocab_size": 268}, "gpt2")
@@ -323,6 +323,10 @@ def test_sentencepiece_as_merges(prefix: bool, tmp_path: Path) -> None:
         words(tmp_path, len(tokens))
 
 
+def name_of(found: Any, ignore_merges: bool, arch: str, nfc: bool = False) -> str:
+    return pretokenizer.name_of(found, ignore_merges, nfc, arch, Path())
+
+
 def test_pre_tokenizers_are_recognised() -> None:
     """Each row by its own cuts; other spellings of one; and what is like none."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -330,27 +334,28 @@ def test_pre_tokenizers_are_recognised() -> None:
     for name in ("llama-bpe", "qwen2", "gpt-2", "phi-2", "gpt-4o", "dbrx", "refact", "smollm", "smaug-bpe", "stablelm2",
                  "olmo", "tekken", "starcoder", "falcon", "deepseek-llm", "deepseek-coder", "default"):  # fmt: skip
         row = PRETOKENIZERS[name]
-        splits = [{"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False}
-                  for p in row.patterns]  # fmt: skip
-        found = pretokenizer.name_of(
-            {"type": "Sequence", "pretokenizers": [*splits, level]}, row.ignore_merges, "x", Path()
-        )
+        splits, after = ([{"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False}
+                          for p in patterns] for patterns in (row.patterns, row.byte_patterns))  # fmt: skip
+        parts = {"type": "Sequence", "pretokenizers": [*splits, level, *after]}
+        found = name_of(parts, row.ignore_merges, "x", row.nfc)
         assert PRETOKENIZERS[found] == row or (PRETOKENIZERS[found].patterns, found) == (row.patterns, "llama-bpe")
         seen[row.patterns] = name
     assert len(seen) == 10
     digits = {"type": "Digits", "individual_digits": True}
     plain = level | {"use_regex": True}
-    assert (
-        pretokenizer.name_of({"type": "Sequence", "pretokenizers": [digits, plain]}, False, "granite", Path())
-        == "refact"
-    )
+    assert name_of({"type": "Sequence", "pretokenizers": [digits, plain]}, False, "granite") == "refact"
+    assert name_of(plain, False, "llama", nfc=True) in ("mpt", "olmo")
+    tekken = [{"type": "Split", "pattern": {"Regex": PRETOKENIZERS["tekken"].patterns[0]}, "behavior": "Isolated",
+               "invert": False}, level]  # fmt: skip
+    with pytest.warns(UserWarning, match="brings text to NFC, which no"):
+        assert name_of({"type": "Sequence", "pretokenizers": tekken}, True, "llama", nfc=True) == "tekken"
     for strange in ({"type": "Whitespace"}, plain | {"add_prefix_space": True}, None):
         with pytest.raises(UnsupportedError, match="--pre"):
-            pretokenizer.name_of(strange, False, "llama", Path())
+            name_of(strange, False, "llama")
     with pytest.raises(UnsupportedError, match=r"this flag.*ignore_merges"):
-        pretokenizer.name_of(plain, True, "llama", Path())
+        name_of(plain, True, "llama")
     with pytest.raises(FileError, match="no pre-tokenizer"):
-        pretokenizer.name_of({"type": "Mine"}, False, "llama", Path())
+        name_of({"type": "Mine"}, False, "llama")
 
 
 def test_tokenizers_that_are_not_understood(tmp_path: Path) -> None:

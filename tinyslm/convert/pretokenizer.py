@@ -85,8 +85,9 @@ def _by_flag(names: list[str], ignore_merges: bool, nfc: bool, path: Path) -> st
                                where="ignore_merges", expected=f"as {names[0]} has it", got=ignore_merges)  # fmt: skip
     found = next((name for name in fit if PRETOKENIZERS[name].nfc == nfc), None)
     if found is None:
-        warnings.warn(f"{path}: the tokenizer {'brings' if nfc else 'does not bring'} text to NFC, which no pre-tokenizer "
-                      f"that cuts as it does says: {fit[0]}, and accents written apart from their letters differ",
+        does = "brings" if nfc else "does not bring"
+        warnings.warn(f"{path}: the tokenizer {does} text to NFC, which no pre-tokenizer that cuts as it does says: "
+                      f"it is called {fit[0]}, and accents that are written apart from their letters may differ",
                       stacklevel=6)  # fmt: skip
     return found or fit[0]
 

@@ -170,7 +170,7 @@ def _nfc(p: Published, normaliser: Any) -> bool:
     """Whether text is brought to NFC before it is cut; nothing else may be done to it, for GGUF cannot say it."""
     kind = normaliser.get("type") if isinstance(normaliser, dict) else normaliser
     if kind == "Sequence" and isinstance(normaliser.get("normalizers"), list):
-        return any([_nfc(p, part) for part in normaliser["normalizers"]])
+        return True in [_nfc(p, part) for part in normaliser["normalizers"]]
     if kind not in (None, "NFC"):
         raise UnsupportedError(p.path, "text normalisation of this kind", where="normalizer", got=repr(kind)[:60])
     return kind == "NFC"
