@@ -10,7 +10,8 @@ static const kind kinds[] = {
     [SLM_Q4_0] = {32, 18, 0},    [SLM_Q4_1] = {32, 20, 0},    [SLM_Q5_0] = {32, 22, 0},     [SLM_Q5_1] = {32, 24, 0},
     [SLM_Q2_K] = {256, 84, 0},   [SLM_Q3_K] = {256, 110, 0},  [SLM_Q4_K] = {256, 144, 0},   [SLM_Q5_K] = {256, 176, 0},
     [SLM_Q6_K] = {256, 210, 0},  [SLM_TQ1_0] = {256, 54, 0},  [SLM_TQ2_0] = {256, 66, 0},   [SLM_MXFP4] = {32, 17, fp4},
-    [SLM_IQ4_NL] = {32, 18, iq4}, [SLM_IQ4_XS] = {256, 136, iq4},
+    [SLM_IQ4_NL] = {32, 18, iq4}, [SLM_IQ4_XS] = {256, 136, iq4}, [SLM_NVFP4] = {64, 36, fp4}, [SLM_Q1_0] = {128, 18, 0},
+    [SLM_Q2_0] = {64, 18, 0},
 };
 
 typedef struct { codes c; float near[512]; uint8_t code[256]; } table;

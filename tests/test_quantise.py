@@ -20,7 +20,7 @@ from small import ROOT, tiny_file
 from tinyslm import gguf, mixes, shapes
 from tinyslm.backends import has_native
 from tinyslm.errors import BackendError, FileError, OptionError
-from tinyslm.formats import TYPE_IDS, TYPES
+from tinyslm.formats import BY_NAME, TYPE_IDS, TYPES
 from tinyslm.gguf import GGUF, TensorData
 from tinyslm.mixes import MIXES
 from tinyslm.quantise import quantise_file, read_importance, rows
@@ -34,6 +34,7 @@ GGML = {
     "Q2_K": (0.29697, 0.34698), "Q3_K": (0.15092, 0.18456), "Q4_K": (0.07155, 0.08727), "Q5_K": (0.03626, 0.04400),
     "Q6_K": (0.01775, 0.02304), "IQ4_NL": (0.07621, 0.09412), "IQ4_XS": (0.07679, 0.09512),
     "TQ1_0": (0.80849, 0.84240), "TQ2_0": (0.80849, 0.84240), "MXFP4": (0.11513, 0.13150),
+    "NVFP4": (0.09514, 0.09181), "Q1_0": (0.60056, 0.70605), "Q2_0": (0.71874, 0.73038),
 }  # fmt: skip
 
 
@@ -48,7 +49,9 @@ def heavy_tailed() -> np.ndarray:
 
 
 def back(kind: str, blocks: np.ndarray) -> np.ndarray:
-    """By the reference implementation, so that what holds here holds in llama.cpp."""
+    """By the reference implementation, so that what holds here holds in llama.cpp; by ours where it has none."""
+    if kind in ("Q1_0", "Q2_0"):
+        return BY_NAME[kind].dequantise(blocks)
     return quants.dequantize(blocks, ggml.GGMLQuantizationType[kind])
 
 
@@ -72,7 +75,7 @@ def test_the_error_is_no_larger_than_that_of_ggml(kind: str) -> None:
 @NATIVE
 @pytest.mark.parametrize("kind", SEARCHED)
 def test_the_bits_do_not_depend_on_the_machine_or_the_slice(kind: str) -> None:
-    k = 256 if TYPES[TYPE_IDS[kind]].block == 256 else 288  # nine blocks: a span of eight, and one of one
+    k = 256 + TYPES[TYPE_IDS[kind]].block % 256  # a span of 256, and one of a block
     values = gaussian().reshape(-1)[: 12 * k].reshape(12, k)
     importance = np.abs(heavy_tailed().reshape(-1)[:k])
     for weights in (None, importance):
@@ -82,14 +85,14 @@ def test_the_bits_do_not_depend_on_the_machine_or_the_slice(kind: str) -> None:
 
 
 @NATIVE
-@pytest.mark.parametrize("kind", [kind for kind in SEARCHED if kind not in ("TQ1_0", "TQ2_0", "MXFP4")])
+@pytest.mark.parametrize("kind", [kind for kind in SEARCHED if kind not in ("TQ1_0", "TQ2_0", "MXFP4", "Q1_0")])
 def test_columns_that_matter_more_are_held_better(kind: str) -> None:
     importance = np.random.default_rng(1).lognormal(0, 1.5, 2048).astype(np.float32)
     assert error(kind, gaussian(), importance, importance) < 0.99 * error(kind, gaussian(), importance)
 
 
 @NATIVE
-@pytest.mark.parametrize("kind", SEARCHED)
+@pytest.mark.parametrize("kind", [kind for kind in SEARCHED if kind != "Q1_0"])
 def test_odd_rows(kind: str) -> None:
     block = TYPES[TYPE_IDS[kind]].block
     step = np.resize(np.array([0, 0.5, -0.5], np.float32), block)
@@ -108,8 +111,66 @@ def test_odd_rows(kind: str) -> None:
 @NATIVE
 def test_ternary_weights_are_held_as_they_are() -> None:
     values = np.random.default_rng(0).integers(-1, 2, (8, 512)).astype(np.float32) * 0.375
-    for kind in ("TQ1_0", "TQ2_0"):
+    for kind in ("TQ1_0", "TQ2_0", "Q2_0"):
         np.testing.assert_array_equal(back(kind, quantise_rows(kind, values)), values)
+
+
+@NATIVE
+def test_signs_are_held_under_the_mean_magnitude() -> None:
+    rows = np.resize(np.array([1, -3, 2, -6], np.float32), (4, 256))
+    rows[1] = np.where(rows[0] < 0, -0.5, 0.5)
+    rows[2], rows[3, :128] = 1e-30, 0
+    found = back("Q1_0", quantise_rows("Q1_0", rows))
+    np.testing.assert_array_equal(found[0], np.sign(rows[0]) * 3)
+    np.testing.assert_array_equal(found[1], rows[1])
+    assert not found[2].any()
+    np.testing.assert_array_equal(found[3], np.where(np.arange(256) < 128, 0, np.sign(rows[3]) * 3))
+    importance = np.resize(np.array([1, 0], np.float32), 256)  # of what counts, all have one magnitude
+    even = np.resize(np.array([2, 7], np.float32), (1, 256))
+    np.testing.assert_array_equal(back("Q1_0", quantise_rows("Q1_0", even, importance)), np.full((1, 256), 2))
+
+
+@NATIVE
+def test_two_bits_lean_to_either_side() -> None:
+    """Codes are -1, 0, 1 and 2 times a scale, which may be negative."""
+    values = np.random.default_rng(0).integers(-1, 3, (8, 192)).astype(np.float32) * 0.75
+    for wanted in (values, -values):
+        np.testing.assert_array_equal(back("Q2_0", quantise_rows("Q2_0", wanted)), wanted)
+    assert error("Q2_0", gaussian()) < 0.353  # 0.356 where the farthest weight is always on the long side
+
+
+BYTES = np.arange(1, 127)
+# The scales of NVFP4: floats of 4 bits of exponent and 3 of fraction, halved.
+SCALES = np.where(BYTES < 8, BYTES, (8 + BYTES % 8) * 2.0 ** (BYTES // 8 - 1)) * 2.0**-10
+
+
+@NATIVE
+def test_every_small_float_is_a_scale() -> None:
+    """NVFP4: 16 weights that are multiples of a scale come back, for each scale that there is, denormal or largest."""
+    codes = np.array([0, 1, 2, 3, 4, 6, 8, 12, -1, -2, -3, -4, -6, -8, -12, 0])
+    rows = np.tile((SCALES[:, None] * codes).astype(np.float32), 4)
+    np.testing.assert_array_equal(back("NVFP4", quantise_rows("NVFP4", rows)), rows)
+    for largest, held in ((2688.0, True), (2689.0, False)):
+        rows = np.full((1, 64), largest, np.float32)
+        if held:
+            np.testing.assert_array_equal(back("NVFP4", quantise_rows("NVFP4", rows)), rows)
+        else:
+            with pytest.raises(OptionError, match="too large for NVFP4"):
+                quantise_rows("NVFP4", rows)
+
+
+@NATIVE
+def test_the_best_small_float_is_found() -> None:
+    """NVFP4: the error is that of trying every scale there is for every 16 weights."""
+    values = np.concatenate([gaussian()[:, :64] * size for size in (0.003, 0.02, 1, 300)])
+    codes = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)
+    least = np.full(values.size // 16, np.inf)
+    sizes = np.abs(values.reshape(-1, 16))
+    for scale in SCALES:
+        held = codes[np.searchsorted((codes[1:] + codes[:-1]) / 2, sizes / scale)] * scale
+        least = np.minimum(least, ((sizes - held) ** 2).sum(1))
+    found = ((back("NVFP4", quantise_rows("NVFP4", values)) - values) ** 2).reshape(-1, 16).sum(1)
+    assert found.sum() <= least.sum() * 1.0001
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", *(SEARCHED if has_native() else ())])
@@ -141,7 +202,7 @@ def test_every_type_of_a_mix_can_be_made() -> None:
     model = mixes.Model.of([f"blk.{i}.{m}.weight" for i in range(16) for m in ("attn_v", "ffn_down")], 16, 4)
     names = ["token_embd", "blk.0.attn_q", "blk.0.attn_output", *(f"blk.{i}.ffn_down" for i in range(16))]
     for mix in MIXES:
-        for k in (256, 288, 300):
+        for k in (256, 288, 300, 320):
             found = {mixes.type_of(f"{name}.weight", (k, 64), mix, model) for name in names}
             assert found <= {"F32", "F16", "BF16", "Q8_0", *SEARCHED}
             assert all(k % TYPES[TYPE_IDS[kind]].block == 0 for kind in found)
@@ -184,6 +245,29 @@ def test_what_stays_and_what_importance_changes() -> None:
     assert mixes.type_of("blk.9.attn_k.weight", (256, 64), "Q4_K_M", experts) == "Q8_0"
     assert mixes.type_of("blk.9.ffn_up_exps.weight", (256, 64, 8), "MXFP4_MOE", experts) == "MXFP4"
     assert mixes.type_of("blk.9.attn_q.weight", (256, 64), "MXFP4_MOE", experts) == "Q8_0"
+
+
+# By the length of rows: token_embd.weight, output.weight and others. None: llama.cpp has no such mix, or no fall-back.
+FEW_BITS = {
+    ("Q2_0", 512): ("Q4_K", "Q6_K", "Q2_0"), ("Q2_0", 320): ("Q5_0", "Q8_0", "Q2_0"),
+    ("Q2_0", 480): ("Q5_0", "Q8_0", "Q4_0"), ("Q1_0", 512): ("Q1_0", "Q6_K", "Q1_0"),
+    ("Q1_0", 320): ("Q4_0", "Q8_0", "Q4_0"), ("NVFP4", 512): ("NVFP4", "Q6_K", "NVFP4"),
+    ("NVFP4", 480): ("IQ4_NL", "Q8_0", "IQ4_NL"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mix", "k"), FEW_BITS)
+def test_types_of_mixes_of_few_bits(mix: str, k: int) -> None:
+    model = mixes.Model(1, 1, 0, False, (0,), (0,))
+    names = ("token_embd.weight", "output.weight", "blk.0.attn_q.weight")
+    assert tuple(mixes.type_of(name, (k, 64), mix, model) for name in names) == FEW_BITS[mix, k]
+
+
+def test_numbers_of_file_types() -> None:
+    """llama.cpp's `llama_ftype`; those that the gguf package knows are looked up there."""
+    named = {name.removeprefix("MOSTLY_"): int(value) for name, value in ggml.LlamaFileType.__members__.items()}
+    named |= {"F32": 0, "Q2_0": 41, "MXFP4": 38}
+    assert {mix: MIXES[mix].file_type for mix in MIXES} == {mix: named[mix] for mix in MIXES}
 
 
 # ---- files ----

@@ -26,12 +26,13 @@ MIXES: dict[str, Mix] = {
     "Q4_0": Mix(2, "Q4_0"), "IQ4_NL": Mix(25, "IQ4_NL"), "IQ4_XS": Mix(30, "IQ4_XS"), "MXFP4": Mix(38, "MXFP4"),
     "MXFP4_MOE": Mix(38, "MXFP4"), "Q3_K_L": Mix(13, "Q3_K"), "Q3_K_M": Mix(12, "Q3_K"), "Q3_K_S": Mix(11, "Q3_K"),
     "Q2_K": Mix(10, "Q2_K"), "Q2_K_S": Mix(21, "Q2_K"), "TQ2_0": Mix(37, "TQ2_0"), "TQ1_0": Mix(36, "TQ1_0"),
+    "NVFP4": Mix(39, "NVFP4"), "Q1_0": Mix(40, "Q1_0"), "Q2_0": Mix(41, "Q2_0"),
 }  # fmt: skip
 ALIASES = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}
 # What a row is held in whose length the type's block does not divide; F16 where that one's does not either.
 FALLBACK = {
     "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL",
-    "TQ1_0": "Q4_0", "TQ2_0": "Q4_0",
+    "TQ1_0": "Q4_0", "TQ2_0": "Q4_0", "Q1_0": "Q4_0", "Q2_0": "Q4_0", "NVFP4": "IQ4_NL",
 }  # fmt: skip
 # Parts of names: matrices that are small, or that a few bits would ruin.
 _KEPT = (
@@ -99,7 +100,7 @@ def _wanted(name: str, shape: tuple[int, ...], mix: str, main: str, model: Model
     if mix == "MXFP4_MOE":
         return "MXFP4" if len(shape) > 2 and shape[2] > 1 else "Q8_0"
     if name == "token_embd.weight":
-        return "Q4_K" if mix in ("TQ1_0", "TQ2_0") else main
+        return "Q4_K" if mix in ("TQ1_0", "TQ2_0", "Q2_0") else main
     if any(part in name for part in _VALUES):
         return _values(mix, main, model, model.values.index(_layer(name)))
     if "attn_k.weight" in name and model.experts == 8:

@@ -85,6 +85,12 @@ static inline void block_put_IQ4_XS(uint8_t *to, const int *scale, const uint8_t
   }
 }
 
+/* n codes of so many bits, the first in the lowest bits of a byte. */
+static inline void packed_put(uint8_t *to, const uint8_t *q, int n, int bits) {
+  memset(to, 0, (size_t)(n * bits / 8));
+  for (int i = 0; i < n; i++) to[i * bits / 8] |= (uint8_t)(q[i] << i * bits % 8);
+}
+
 /* 5 digits of base 3 as the byte whose products with 3, 9 … have them in their upper bits: ⌈256 n / 243⌉. */
 static inline uint8_t trits(const uint8_t *q, int step, int count) {
   int n = 0;

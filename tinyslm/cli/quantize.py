@@ -22,7 +22,8 @@ Writes a model file with its matrices in another type. From the original (F32, F
 
 _S, _M and _L say how many of the matrices that matter most get more bits. All types, and what each matrix gets, are
 those of llama.cpp's quantiser, and the file loads there too. Rows that a type's blocks of 256 do not divide are held in
-a type with blocks of 32: Q4_K in Q5_0, Q5_K in Q5_1, Q6_K in Q8_0, others in Q4_0 or IQ4_NL.
+a type with blocks of 32: Q4_K in Q5_0, Q5_K in Q5_1, Q6_K in Q8_0, others in Q4_0 or IQ4_NL. TQ1_0, TQ2_0, Q2_0 and
+Q1_0 are for models that were trained with two or three values a weight; others they ruin.
 
 The scales of each block are searched for, so that the squared differences are least; with --imatrix, those count most
 that meet large inputs. Names, tokenizer and all other metadata stay as they are.\

@@ -16,7 +16,7 @@ from ..formats.base import F32, U8
 
 SEARCHED = (
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
-    "MXFP4",
+    "MXFP4", "NVFP4", "Q1_0", "Q2_0",
 )  # fmt: skip
 
 
