@@ -1,11 +1,11 @@
-/* Weights from a file to where they stand in memory: read by slices that stay in the second-level cache, and packed from
+/* Weights from a file to where they stand in memory: read by slices that the caches hold, and packed from
    there. */
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
 #include "engine.h"
 
-enum { SLICE = 256 << 10 }; /* bytes, about */
+enum { SLICE = 1 << 20 }; /* bytes, about */
 
 static int64_t slice_rows(const slm_source *s) {
   const int64_t whole = SLICE / (s->unit * slm_row_bytes(s->type, s->k));

@@ -13,7 +13,7 @@ ALWAYS void words_put(uint64_t two, uint8_t *p) {
   memcpy(p, &first, 4), memcpy(p + 64, &second, 4);
 }
 ALWAYS void pairs_put(const uint64_t *q, int from, uint8_t *p) {
-  for (int u = 0; u < 2; u++, p += 64) {
+  UNROLL for (int u = 0; u < 2; u++, p += 64) {
     const uint64_t x = field(q[2 * u], from, 3, 0) | field(q[2 * u + 1], from, 3, 4);
     const uint32_t pairs = (uint32_t)x | (uint32_t)(x >> 32) << 2;
     memcpy(p, &pairs, 4);
@@ -21,16 +21,16 @@ ALWAYS void pairs_put(const uint64_t *q, int from, uint8_t *p) {
 }
 ALWAYS void bits_put(const uint64_t *q, int from, uint8_t *p) {
   uint64_t x = 0;
-  for (int i = 0; i < 4; i++) x |= field(q[i], from, 1, 2 * i);
+  UNROLL for (int i = 0; i < 4; i++) x |= field(q[i], from, 1, 2 * i);
   const uint32_t bits = (uint32_t)x | (uint32_t)(x >> 32) << 1;
   memcpy(p, &bits, 4);
 }
 ALWAYS void planes_put(const int planes, const uint8_t *codes, uint8_t *p) {
   const uint64_t q[4] = {eight(codes), eight(codes + 8), eight(codes + 16), eight(codes + 24)};
   if (planes == 8)
-    for (int i = 0; i < 4; i++) words_put(q[i], p + 128 * i);
+    UNROLL for (int i = 0; i < 4; i++) words_put(q[i], p + 128 * i);
   if (planes >= 4 && planes < 8)
-    for (int i = 0; i < 2; i++) words_put(field(q[i], 0, 15, 0) | field(q[i + 2], 0, 15, 4), p + 128 * i);
+    UNROLL for (int i = 0; i < 2; i++) words_put(field(q[i], 0, 15, 0) | field(q[i + 2], 0, 15, 4), p + 128 * i);
   if (planes == 2 || planes == 3) pairs_put(q, 0, p);
   if (planes == 6) pairs_put(q, 4, p + 256);
   if (planes == 5) bits_put(q, 4, p + 256);

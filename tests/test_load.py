@@ -23,9 +23,9 @@ native = pytest.importorskip("tinyslm.backends.native", reason="the C core is no
 lib, ffi = native.lib, native.ffi
 # type, rows, columns, unit, panels: slices of many rows, of one unit, of the whole, and a panel that is not full
 SOURCES = [
-    ("Q4_0", 1000, 512, 16, True), ("Q6_K", 48, 8192, 16, True), ("F16", 2304, 96, 48, True),
-    ("F32", 7, 40000, 16, True), ("Q8_0", 70, 64, 16, False), ("Q4_K", 3000, 256, 240, True),
-    ("BF16", 4000, 64, 16, False),
+    ("Q4_0", 9000, 512, 16, True), ("Q6_K", 176, 16384, 16, True), ("F16", 9600, 96, 48, True),
+    ("F32", 7, 40000, 16, True), ("Q8_0", 70, 64, 16, False), ("Q4_K", 12000, 256, 240, True),
+    ("BF16", 9000, 64, 16, False),
 ]  # fmt: skip
 
 

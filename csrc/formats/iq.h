@@ -31,7 +31,7 @@ static inline void open_IQ4_XS(const block_IQ4_XS *b, slm_block *o) {
 }
 
 /* Seven signs, and an eighth that makes the number of minuses even. */
-static inline int eight_signs(int seven) { return seven | (__builtin_popcount((unsigned)seven) & 1) << 7; }
+static inline int eight_signs(int seven) { return seven | __builtin_parity((unsigned)seven) << 7; }
 /* 8 digits of 2 bits, or 4 of 4, with bit number `minus` where a sign is. */
 ALWAYS void word_get(uint16_t word, int bits, int signs, int minus, uint8_t *q) {
   const uint64_t x = (bits == 2 ? spread_2(word) : spread_4(word)) | spread_1(signs, minus);
