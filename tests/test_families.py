@@ -357,3 +357,46 @@ def test_shapes_of_the_bench_run(name: str, tmp_path: Path) -> None:
     make(tmp_path / "small.gguf", SMALL[name], "Q8_0")
     with load(tmp_path / "small.gguf", threads=1, context=100) as model:
         assert np.isfinite(model.logits([1, 2, 3])).all()
+
+
+@pytest.mark.skipif(not has_native(), reason="the C core was not built")
+@pytest.mark.parametrize("name", ["llama", "qwen2", "granite"])  # without biases, with some, with scales of its own
+def test_matrices_with_scales_of_their_own(tmp_path: Path, name: str) -> None:
+    """As files made of NVIDIA's NVFP4 have them: halved matrices under scales of 2 are the same model, and what is for
+    rounding activations changes nothing."""
+    from tinyslm.backends.native import Native
+
+    tensors = list[TensorData]()
+    with GGUF.open(FOLDER / f"{name}.gguf") as file:
+        metadata = file.metadata
+        for t in file.tensors.values():
+            values = t.format.dequantise(file.read(t))
+            if t.name.endswith((".weight", "_weight")) and len(t.shape) == 2 and t.name != "token_embd.weight":
+                values = values / 2
+                stem, number = t.name.removesuffix(".weight"), np.full(1, 2, np.float32)
+                tensors += [TensorData(f"{stem}.{end}", (1,), 0, number) for end in ("scale", "input_scale")]
+            tensors.append(TensorData(t.name, t.shape, 0, values))
+    assert sum(t.name.endswith(".scale") for t in tensors) >= 14
+    expert = TensorData("blk.0.ffn_up_exps.scale", (2,), 0, np.ones(2, np.float32))
+    nan = [t._replace(data=np.full(1, np.nan, np.float32)) if t.name == "blk.1.ffn_up.scale" else t for t in tensors]
+    found = []
+    for label, parts in (("scaled", tensors), ("expert", [*tensors, expert]), ("nan", nan)):
+        write(tmp_path / f"{label}.gguf", metadata, parts)
+    for path, kind in (
+        (FOLDER / f"{name}.gguf", Native),
+        (tmp_path / "scaled.gguf", Native),
+        (tmp_path / "scaled.gguf", Reference),
+    ):
+        with GGUF.open(path) as file:
+            program = build(file, metadata)
+            backend = kind(program, Weights(file), *([1, 16] if kind is Native else []))
+        found.append(Run(backend, program).step([(0, 9, 9)])[0])
+        backend.close()
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found[1], found[2])
+    for label, error in (
+        ("expert", "experts have scales of their own.*blk.0.ffn_up_exps"),
+        ("nan", "no finite number"),
+    ):
+        with GGUF.open(tmp_path / f"{label}.gguf") as file, pytest.raises(FileError, match=error):
+            build(file, metadata)

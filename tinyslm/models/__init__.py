@@ -28,6 +28,10 @@ FAMILIES: dict[str, type[Llama]] = {
 }  # fmt: skip
 
 
+# By what NVIDIA's kernels round activations to 4 bits before a product in NVFP4. No activations are rounded so here.
+INPUT_SCALES = r".*\.input_scale"
+
+
 def build(keys: Keys, tensors: Tensors, context: int | None = None) -> Program:
     """The program of a file: every tensor read or on the family's ignore list, every key that matters understood.
 
@@ -42,5 +46,5 @@ def build(keys: Keys, tensors: Tensors, context: int | None = None) -> Program:
         raise FileError(keys.path, "the file holds a vocabulary and no weights: it can be shown and tokenize, not run")
     program = family(keys, tensors, context).program()
     keys.refuse_unread()
-    tensors.refuse_unused(family.IGNORED)
+    tensors.refuse_unused((*family.IGNORED, INPUT_SCALES))
     return program

@@ -91,7 +91,7 @@ class Llama:
     def logits(self, x: Value) -> Value:
         c, x = self.c, self.end(x)
         w = self.tensors.get("output.weight", c.vocab, x.width) if "output.weight" in self.tensors else self.embedding()
-        return self.b.matmul(x, w, self.tensors.maybe("output.bias", c.vocab))
+        return self.product(x, "output", w, self.tensors.maybe("output.bias", c.vocab))
 
     # ---- what they build with ----
 
@@ -102,10 +102,17 @@ class Llama:
             return self.b.layernorm(x, w, self.tensors.maybe(f"{name}.bias", n), self.c.eps, heads)
         return self.b.rmsnorm(x, w, self.c.eps, heads)
 
+    def product(self, x: Value, name: str, w: Weight, bias: Weight | None) -> Value:
+        """W x + bias; or s W x + bias, where the file has a scale s of all of W, as those made of NVIDIA's NVFP4 do."""
+        scale = self.tensors.scale(name)
+        if bias:
+            return self.b.matmul(self.b.scale(x, scale), w, bias)
+        return self.b.scale(self.b.matmul(x, w), scale)
+
     def linear(self, x: Value, name: str, n: int, rope_heads: int = 0) -> Value:
         turned = (rope_heads, self.c.rope_dim) if rope_heads else (0, 0)
         w = self.tensors.get(f"{name}.weight", n, x.width, *turned)
-        return self.b.matmul(x, w, self.tensors.maybe(f"{name}.bias", n, *turned))
+        return self.product(x, name, w, self.tensors.maybe(f"{name}.bias", n, *turned))
 
     def rows(self, x: Value, name: str, whole: int, first: int, n: int, rope_heads: int = 0) -> Value:
         """A product with n of the rows of a tensor of `whole`."""
@@ -114,7 +121,7 @@ class Llama:
         def part(of: Weight) -> Weight:
             return replace(of, n=n, first=first, rope_heads=rope_heads, rope_dim=self.c.rope_dim if rope_heads else 0)
 
-        return self.b.matmul(x, part(w), bias and part(bias))
+        return self.product(x, name, part(w), bias and part(bias))
 
     # ---- a layer ----
 

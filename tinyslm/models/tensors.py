@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,6 +66,16 @@ class Tensors:
         self.get(name, n)
         return self._floats(name)
 
+    def scale(self, stem: str) -> float:
+        """What a matrix is multiplied by, as a whole: `stem`.scale, a file's, or 1. FileError where it is no number."""
+        name = f"{stem}.scale"
+        if name not in self.tensors:
+            return 1.0
+        scale = float(self.floats(name, 1)[0])
+        if not math.isfinite(scale):
+            raise FileError(self.path, "a scale is no finite number", where=name, got=scale)
+        return scale
+
     def rows(self, name: str) -> int:
         """The number of rows of a matrix. FileError where it is missing or no matrix."""
         tensor = self.tensors.get(name)
@@ -77,5 +88,8 @@ class Tensors:
     def refuse_unused(self, ignore: tuple[str, ...]) -> None:
         """FileError for a tensor that no op reads and that no pattern in `ignore` names."""
         for name in self.tensors:
+            if name.endswith("_exps.scale"):
+                what = "experts have scales of their own, which this version does not apply: the logits would be wrong"
+                raise UnsupportedError(self.path, what, where=name, expected="a GGUF file of another type, Q4_K_M say")
             if name not in self.used and not any(re.fullmatch(pattern, name) for pattern in ignore):
                 raise UnsupportedError(self.path, "the model does not use this tensor", where=name)
