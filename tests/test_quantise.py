@@ -24,6 +24,7 @@ from tinyslm.formats import BY_NAME, TYPE_IDS, TYPES
 from tinyslm.gguf import GGUF, TensorData
 from tinyslm.mixes import MIXES
 from tinyslm.quantise import quantise_file, read_importance, rows
+from tinyslm.quantise.collect import collect_importance
 from tinyslm.quantise.rows import SEARCHED, quantise_rows
 
 NATIVE = pytest.mark.skipif(not has_native(), reason="the C core was not built")
@@ -503,7 +504,6 @@ def test_sums_are_those_of_the_reference_backend(tmp_path: Path) -> None:
     from tinyslm.engine import Engine, Work
     from tinyslm.kvcache import Sequence
     from tinyslm.model import file_tensors
-    from tinyslm.quantise.collect import collect_importance
     from tinyslm.tokenizer import load
 
     text = "Once upon a time there was a little girl. " * 8

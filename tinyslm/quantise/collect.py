@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,12 +19,9 @@ from ..errors import BackendError, NonFiniteError, OptionError
 from ..gguf import GGUF
 from ..kvcache import Sequence
 from ..model import file_tensors
-from ..ops import Value
+from ..ops import Op, Program, Value
 from ..tokenizer import Tokenizer
 from .imatrix import write_importance
-
-if TYPE_CHECKING:
-    from ..backends.native import Native
 
 ROWS = 64  # tokens in a step: every value of it stays in memory
 
@@ -62,9 +59,7 @@ def collect_importance(
             raise OptionError(f"chunks of {context} tokens: {path.name} can have up to {program.context}")
         pieces = _chunks(words, text, context)[:chunks]
         backend = Native(program, Weights(file), threads or default_threads(), ROWS, fuse=False)
-    inputs = [(op.weight.name, op.reads[0]) for op in program.ops if op.kind == "matmul" and op.weight]
-    inputs = [(name, value) for name, value in inputs if name.startswith("blk.")]
-    sums = {name: np.zeros(value.width) for name, value in inputs}
+    sums = Sums(program)
     engine = Engine(program, backend)
     try:
         for i, ids in enumerate(pieces):
@@ -74,14 +69,13 @@ def collect_importance(
                 logits = np.empty((len(part), program.vocab), np.float32)
                 if not all(engine.step([Work(sequence, part, len(part))], logits)):
                     raise NonFiniteError(f"{path}: a value of the model is no finite number")
-                _add(sums, inputs, backend, len(part))
+                sums.add(partial(backend.value, rows=len(part)))
                 if progress:
                     progress((i + min(at + ROWS, context) / context) / len(pieces))
             engine.cache.free(sequence)
     finally:
         engine.close()
-    counts = dict.fromkeys(sums, len(pieces) * context)
-    write_importance(Path(target), sums, counts, len(pieces), context, dataset)
+    write_importance(Path(target), sums.squares, sums.counts, len(pieces), context, dataset)
     return len(pieces)
 
 
@@ -96,10 +90,39 @@ def _chunks(words: Tokenizer, text: str, context: int) -> list[np.ndarray]:
     return list(pieces)
 
 
-def _add(sums: dict[str, np.ndarray], inputs: Iterable[tuple[str, Value]], backend: Native, rows: int) -> None:
-    """The squares of the last step; what enters several matrices is read once."""
-    squares: dict[Value, np.ndarray] = {}
-    for name, value in inputs:
-        if value not in squares:
-            squares[value] = np.square(backend.value(value, rows), dtype=np.float64).sum(axis=0)
-        sums[name] += squares[value]
+class Sums:
+    """Of what enters each matrix of the layers: the squares, and how many vectors they are of. A tensor of experts is
+    several matrices, each of which sees the tokens that are sent to it."""
+
+    def __init__(self, program: Program) -> None:
+        layers = [(op, op.experts or (op.weight,)) for op in program.ops if op.kind in ("matmul", "experts")]
+        self._ops: dict[str, Op] = {}  # by the tensor, of which several ops may take rows
+        for op, weights in layers:
+            for w in weights:
+                if w and w.name.startswith("blk."):
+                    self._ops.setdefault(w.name, op)
+        self.squares: dict[str, np.ndarray] = {}
+        self.counts: dict[str, np.ndarray] = {}
+        for name, op in self._ops.items():
+            own = [w for w in op.experts or (op.weight,) if w and w.name == name]
+            self.squares[name], self.counts[name] = np.zeros((len(own), own[0].k)), np.zeros(len(own))
+
+    def add(self, value: Callable[[Value], np.ndarray]) -> None:
+        """A step; `value` gives each of its values, float32 (rows, width)."""
+        squares: dict[Value, np.ndarray] = {}  # what enters several matrices is read once
+        for name, op in self._ops.items():
+            x = op.reads[0]
+            if x not in squares:
+                squares[x] = np.square(value(x), dtype=np.float64)
+            if not op.experts:
+                self.squares[name][0] += squares[x].sum(axis=0)
+                self.counts[name][0] += len(squares[x])
+                continue
+            sent = value(op.reads[1])[:, op.used :]  # (rows, used): the numbers of the experts
+            # a vector for all that are used, or one for each
+            of_each = squares[x].reshape(len(sent), -1, op.experts[0].k)
+            of_each = np.broadcast_to(of_each, (len(sent), op.used, of_each.shape[2]))
+            own = [number for number, w in enumerate(op.experts) if w.name == name]
+            for i, number in enumerate(own):
+                self.squares[name][i] += of_each[sent == number].sum(axis=0)
+                self.counts[name][i] += np.count_nonzero(sent == number)

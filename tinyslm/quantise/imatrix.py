@@ -117,13 +117,15 @@ def _checked(path: Path, name: str, mean: np.ndarray) -> F32:
 
 
 def write_importance(
-    path: Path, sums: Mapping[str, np.ndarray], counts: Mapping[str, int], chunks: int, chunk: int, dataset: str
+    path: Path, sums: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray], chunks: int, chunk: int, dataset: str
 ) -> None:
-    """Writes sums of squares (k,) and how many vectors were summed, of `chunks` chunks of `chunk` tokens of a text."""
+    """Writes sums of squares (matrices, k) and of how many vectors each is (matrices,), of `chunks` chunks of `chunk`
+    tokens of a text."""
     metadata = {"general.type": "imatrix", "imatrix.datasets": [dataset], "imatrix.chunk_count": chunks,
                 "imatrix.chunk_size": chunk}  # fmt: skip
     tensors: list[TensorData] = []
     for name in sorted(sums):
-        tensors.append(TensorData(name + SUMS, (len(sums[name]), 1), 0, sums[name].astype("<f4")))
-        tensors.append(TensorData(name + COUNTS, (1, 1), 0, np.array([counts[name]], "<f4")))
+        matrices, k = sums[name].shape
+        tensors.append(TensorData(name + SUMS, (k, matrices), 0, sums[name].astype("<f4")))
+        tensors.append(TensorData(name + COUNTS, (1, matrices), 0, counts[name].astype("<f4")))
     write(path, metadata, tensors)
