@@ -15,6 +15,8 @@ import ggufs
 import numpy as np
 import pytest
 from ggufs import REAL_FILES, SHARED
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tinyslm.errors import ClosedError, FileError, OptionError, UnsupportedError
 from tinyslm.formats import TYPE_IDS
@@ -391,3 +393,28 @@ def test_opening_reads_the_header_only(tmp_path: Path) -> None:
     start = time.process_time()
     GGUF.open(_extended(path, 1 << 32)).close()
     assert time.process_time() - start < 0.3
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_many_strings_are_read_as_a_few_are(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    plain = st.binary(min_size=1, max_size=20).map(lambda raw: raw.replace(b"\0", b"\xc3"))
+    odd = st.sampled_from(
+        [b"", b"\0", b"a\0", b"\0" * 9, b"\x01" + b"\0" * 7 + b"x", b"x" * 255, b"\xc3" * 256, b"\xff"]
+    )
+    texts = data.draw(st.lists(plain, min_size=5, max_size=9)) * 200
+    for at in data.draw(st.lists(st.sampled_from([0, 1, 500, len(texts)]), max_size=3)):
+        texts.insert(at, data.draw(odd))
+    raw = ggufs.gguf(
+        [ggufs.key("k", 9, ggufs.array(8, map(ggufs.string, texts))), ggufs.scalar("n", 10, 0)]
+    )  # looks like strings
+    path = put(tmp_path_factory.mktemp("strings"), raw)
+    with GGUF.open(path) as file:
+        assert file.metadata == {"k": [text.decode("utf-8", "surrogateescape") for text in texts], "n": 0}
+
+
+def test_many_strings_of_which_the_first_is_longer_than_any_file(tmp_path: Path) -> None:
+    body = ggufs.array(8, [b"\x01" * 8, *[ggufs.string("abc")] * 2000])
+    with pytest.raises(FileError, match="too early") as caught:
+        GGUF.open(put(tmp_path, ggufs.gguf([ggufs.key("k", 9, body)])))
+    assert caught.value.got == str(8 + 2000 * 11)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import struct
-import sys
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -31,6 +30,7 @@ MAX_DEPTH = 8  # arrays within arrays
 SPARE_MEMORY = 64 << 20
 
 _CHUNK = 256 << 10
+_MANY = 1000  # strings for which it pays to look at the whole buffer at once
 # What a key and an array take in Python's objects, rounded up generously: the memory bounds the time as well.
 _KEY_COST, _ARRAY_COST = 256, 1024
 
@@ -225,15 +225,16 @@ class Cursor:
                 self.room(8 + length)
                 self.charge(4 * length if length > _CHUNK else 0)
                 part = [str(memoryview(self.take(8 + length))[8:], "utf-8", "surrogateescape")]
-            self.charge(sum(map(sys.getsizeof, part)) + 8 * len(part) - (self.offset - at))
+            self.charge(sum(map(str.__sizeof__, part)) + 8 * len(part) - (self.offset - at))
             out += part
         return out
 
     def _strings_in_buffer(self, count: int) -> list[str]:
         """Up to count strings, as far as the buffer holds them whole."""
+        out = self._plain_strings(count) if count >= _MANY else []
         buffer, pos, end = self.buffer, self.pos, len(self.buffer)
-        unpack, out = _U64.unpack_from, []
-        for _ in range(count):
+        unpack = _U64.unpack_from
+        for _ in range(count - len(out)):
             start = pos + 8
             if start > end:
                 break
@@ -244,6 +245,25 @@ class Cursor:
             pos = stop
         self.pos = pos
         return out
+
+    def _plain_strings(self, count: int) -> list[str]:
+        """Up to count strings of the buffer, as long as they have 1 to 255 bytes and no NUL: several times faster.
+
+        Each is led by its length, a byte and seven zeros, and there are no other zeros.
+        """
+        window = np.frombuffer(self.buffer, np.uint8)[self.pos :]
+        some = window != 0
+        leads = some[: max(0, len(some) - 7)].copy()
+        for i in range(1, 8):
+            leads &= ~some[i : i + len(leads)]
+        at = np.flatnonzero(leads)
+        follows = at[1:] == at[:-1] + window[at[:-1]] + 8
+        n = min(count, len(follows) if follows.all() else int(follows.argmin()))
+        if not n or at[0] or np.count_nonzero(some[: at[n]]) != at[n] - 7 * n:
+            return []
+        self.pos += int(at[n])
+        split: bytes = np.where(leads[: at[n]], np.uint8(0), window[: at[n]])[some[: at[n]]].tobytes()
+        return split[1:].decode("utf-8", "surrogateescape").split("\0")
 
 
 def read_count(cursor: Cursor, what: str, *, each: int, limit: int) -> int:
