@@ -217,6 +217,10 @@ def test_byte_level(tmp_path: Path) -> None:
     assert keys["tokenizer.ggml.tokens"][-4:] == ["<tool>", "[PAD265]", "[PAD266]", "[PAD267]"]
     assert keys["tokenizer.ggml.token_type"][-5:].tolist() == [3, 4, 5, 5, 5]
     assert keys["tokenizer.chat_template"] == "{{ messages }}"
+    put(tmp_path, chat_template={"chat_template": "beside"})
+    assert vocabulary.read(tmp_path, {"vocab_size": 268}, "gpt2")["tokenizer.chat_template"] == "{{ messages }}"
+    put(tmp_path, tokenizer_config={"eos_token": "<|im_end|>"})
+    assert vocabulary.read(tmp_path, {"vocab_size": 268}, "gpt2")["tokenizer.chat_template"] == "beside"
     (tmp_path / "chat_template.jinja").write_text("own")
     assert vocabulary.read(tmp_path, {"vocab_size": 268}, "gpt2")["tokenizer.chat_template"] == "own"
     with pytest.warns(UserWarning, match="1 tokens, '<tool>' first, are beyond"):
@@ -239,7 +243,13 @@ def test_what_comes_around_a_text(tmp_path: Path) -> None:
     assert (tok.bos, tok.add_bos, tok.add_eos) == (263, True, False)
     put(tmp_path, tokenizer_config={"add_bos_token": False, "add_eos_token": True})
     tok = words(tmp_path, 265, eos_token_id=[264, 263])
-    assert (tok.add_bos, tok.add_eos, tok.eos) == (False, True, 264)
+    assert (tok.add_bos, tok.add_eos, tok.eos) == (True, True, 264)  # the template has a BOS, and is what is applied
+    template["single"] = single[1:]
+    put(tmp_path, tokenizer=bpe_json(post_processor=processor), tokenizer_config={"add_bos_token": True})
+    assert words(tmp_path, 265).add_bos  # it has none, which says nothing
+    put(tmp_path, tokenizer_config={})
+    assert not words(tmp_path, 265).add_bos
+    put(tmp_path, tokenizer_config={"add_eos_token": True})
     with pytest.raises(FileError, match="get a EOS token, and no file names it"):
         words(tmp_path, 265)
 
@@ -261,8 +271,8 @@ def test_vocab_and_merges_alone(tmp_path: Path) -> None:
 PIECES = ["lo", "low", "er", "lower", "▁t", "▁low", "th", "▁th", "▁the", "▁▁", "on"]
 
 
-def sentencepiece(path: Path, prefix: bool = True, kind: int = 2) -> int:
-    """Bytes, merged pieces, letters, in a model file; how many pieces."""
+def sentencepiece(path: Path, prefix: bool = True, kind: int = 2, own: tuple[str, ...] = ()) -> int:
+    """Bytes, merged pieces, letters, user-defined pieces of its `own`, in a model file; how many pieces."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
     proto = ModelProto()
@@ -273,6 +283,8 @@ def sentencepiece(path: Path, prefix: bool = True, kind: int = 2) -> int:
     letters = sorted({char for text in PIECES for char in text} | set("Oncup aim".replace(" ", "▁")))
     for i, text in enumerate([*PIECES, *letters]):
         proto.pieces.add(piece=text, score=-i, type=1)
+    for text in own:
+        proto.pieces.add(piece=text, score=0, type=4)
     proto.trainer_spec.model_type, proto.trainer_spec.byte_fallback = kind, True
     proto.normalizer_spec.add_dummy_prefix, proto.normalizer_spec.remove_extra_whitespaces = prefix, False
     (path / "tokenizer.model").write_bytes(proto.SerializeToString())
@@ -298,7 +310,30 @@ def test_sentencepiece(prefix: bool, tmp_path: Path) -> None:
     assert (tok.bos, tok.eos, tok.unk, tok.token("<|im_end|>")) == (1, 2, 0, size + 1)
     keys = vocabulary.read(tmp_path, {"vocab_size": size + 4}, "llama")
     assert keys["tokenizer.ggml.scores"][-3:].tolist() == [-1000, -1000, -10000]
-    assert keys["tokenizer.ggml.token_type"][[0, 1, 5, -5, -4, -3, -2, -1]].tolist() == [2, 3, 6, 1, 4, 3, 4, 5]
+    assert keys["tokenizer.ggml.token_type"][[0, 1, 5, -5, -4, -3, -2, -1]].tolist() == [3, 3, 6, 1, 4, 3, 4, 5]
+    assert keys["tokenizer.ggml.scores"][[0, 1]].tolist() == [-1000, 0]
+
+
+def test_what_a_sentencepiece_model_says_itself(tmp_path: Path) -> None:
+    """Its user-defined pieces are found in a text; its special ones stay so where tokenizer.json lists them."""
+    from sentencepiece import SentencePieceProcessor
+
+    size = sentencepiece(tmp_path, prefix=False, own=("▁▁▁", "\n\n", "<a▁b>"))
+    listed = [{"id": i, "content": text, "special": True} for i, text in enumerate(("<unk>", "<s>", "</s>"))]
+    pieces = {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}
+    new = [{"id": size + i, "content": text, "special": False} for i, text in enumerate(("[@BOS@]", "<2mass>", "<b>"))]
+    put(tmp_path, tokenizer={"model": pieces, "added_tokens": [*listed, *new]})
+    tok, library = words(tmp_path, size + 3), SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in ("lo   low\n\n\nlower", "      on", "a<a b> \n\n low"):
+        assert tok.encode(text, bos=False) == library.encode(text)
+        assert tok.decode(tok.encode(text)) == text
+    keys = vocabulary.read(tmp_path, {"vocab_size": size + 3}, "llama")
+    assert keys["tokenizer.ggml.tokens"][size - 3 : size] == ["   ", "\n\n", "<a b>"]
+    assert keys["tokenizer.ggml.token_type"][[0, 1, 2, -6, -3, -2, -1]].tolist() == [2, 3, 3, 4, 3, 3, 4]
+    assert keys["tokenizer.ggml.scores"][:3].tolist() == [0, 0, 0]
+    assert keys["tokenizer.ggml.add_space_prefix"] is False
+    put(tmp_path, tokenizer_config={"add_prefix_space": True})
+    assert vocabulary.read(tmp_path, {"vocab_size": size + 3}, "llama")["tokenizer.ggml.add_space_prefix"]
 
 
 @pytest.mark.parametrize("prefix", [True, False])

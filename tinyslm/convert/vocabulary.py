@@ -126,7 +126,9 @@ def _sentencepiece(p: Published) -> None:
     if proto.normalizer_spec.precompiled_charsmap:
         raise UnsupportedError(p.path, "text normalisation by table", where="normalizer_spec.precompiled_charsmap")
     for i, piece in enumerate(proto.pieces):
-        p.tokens[i], p.types[i], p.scores[i] = piece.piece, piece.type, piece.score
+        # a user-defined piece is looked for in the text itself, where spaces are spaces
+        text = piece.piece.replace("▁", " ") if piece.type == USER_DEFINED else piece.piece
+        p.tokens[i], p.types[i], p.scores[i] = text, piece.type, piece.score
     p.keys |= {"model": "llama", "pre": "default", "add_space_prefix": bool(proto.normalizer_spec.add_dummy_prefix)}
     if proto.normalizer_spec.remove_extra_whitespaces:
         p.keys["remove_extra_whitespaces"] = True
@@ -232,6 +234,8 @@ def _space_prefix(p: Published, tokenizer: Mapping[str, Any]) -> bool:
 def _add(p: Published, tokenizer: Mapping[str, Any]) -> None:
     """From all the files that may say so."""
     listed = [*_entries(tokenizer.get("added_tokens"))]
+    if p.path.name == "tokenizer.model":  # says itself which of its pieces are special
+        listed = [(i, entry) for i, entry in listed if p.types.get(i, NORMAL) in (NORMAL, UNUSED)]
     decoder = p.config.get("added_tokens_decoder")
     if isinstance(decoder, dict):
         listed += [(int(i) if i.isdecimal() else -1, entry) for i, entry in decoder.items()]
@@ -244,8 +248,7 @@ def _add(p: Published, tokenizer: Mapping[str, Any]) -> None:
         p.added[i] = (text, special)
     spm = p.keys["model"] == "llama"
     for i, (text, special) in p.added.items():
-        old = p.types.get(i, UNUSED)
-        if old in (UNKNOWN, BYTE) and p.tokens[i] == text:
+        if p.types.get(i) == BYTE and p.tokens[i] == text:
             continue
         control = special or _looks_special(text)
         p.types[i] = CONTROL if control else USER_DEFINED
@@ -260,7 +263,11 @@ def _entries(added: object) -> list[tuple[Any, Any]]:
 def _looks_special(text: str) -> bool:
     """Some models' files do not say it of all."""
     framed = text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>"))
-    return framed or text in ("<pad>", "<mask>") or (text.startswith("<unused") and text.endswith(">"))
+    return (
+        framed
+        or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
 
 
 def _listed(p: Published, size: int) -> None:
@@ -277,21 +284,22 @@ def _listed(p: Published, size: int) -> None:
 
 
 def _around(p: Published, processor: Any) -> None:
-    """add_bos_token and add_eos_token: what the configuration says, else what the template of a single text shows."""
+    """add_bos_token and add_eos_token: what the template of a single text puts there, else what the configuration says;
+    add_space_prefix by the configuration, if it says so."""
     steps = processor.get("processors", [processor]) if isinstance(processor, dict) else []
-    found: dict[str, bool] = {}
+    shown = set[str]()
     for step in steps if isinstance(steps, list) else []:
         single = step.get("single") if isinstance(step, dict) and step.get("type") == "TemplateProcessing" else None
         if isinstance(single, list) and single:
-            found = {"bos": "SpecialToken" in single[0], "eos": "SpecialToken" in single[-1]}
+            shown |= {name for name, at in (("bos", 0), ("eos", -1)) if "SpecialToken" in single[at]}
     for name in ("bos", "eos"):
         said = p.config.get(f"add_{name}_token")
-        if isinstance(said, bool):
-            found[name] = said
+        if name in shown or isinstance(said, bool):
+            p.keys[f"add_{name}_token"] = name in shown or said
         elif p.keys["model"] == "gpt2":
-            found.setdefault(name, False)
-        if name in found:
-            p.keys[f"add_{name}_token"] = found[name]
+            p.keys[f"add_{name}_token"] = False
+    if p.keys["model"] == "llama" and isinstance(said := p.config.get("add_prefix_space"), bool):
+        p.keys["add_space_prefix"] = said
 
 
 def _specials(p: Published) -> None:
@@ -329,7 +337,7 @@ def _numbers(value: Any) -> list[int]:
 def _template(p: Published) -> None:
     """The chat template: a file of its own, or in the configuration; of several, each by its name."""
     path = p.folder / "chat_template.jinja"
-    found: Any = p.config.get("chat_template")
+    found: Any = p.config.get("chat_template") or _optional(p.folder, "chat_template.json").get("chat_template")
     if path.is_file():
         try:
             with open(path, encoding="utf-8") as file:
