@@ -30,8 +30,12 @@ typedef struct {
   int32_t *tile_source, *tile_count, *tile_row; /* (rows · used) its sources, how many, and its first row of a slot */
   int32_t *source;             /* (rows · used) */
 } slm_groups;
-/* Rows of an act slot that holds `rows` rows by experts: the last tile of an expert may be half empty. */
-static inline int64_t slm_group_rows(int64_t rows, int32_t used) { return 2 * rows * used; }
+/* The most rows of an act slot that holds `rows` rows by experts: of each expert's last tile, a power of two up to 16 and
+   the least that fits, less than half is empty. */
+static inline int64_t slm_group_rows(int64_t rows, int32_t used, int32_t experts) {
+  const int64_t all = rows * used, few = 2 * all, many = all + 7 * (int64_t)experts;
+  return few < many ? few : many;
+}
 
 /* A step as one thread sees it. */
 typedef struct {

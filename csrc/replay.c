@@ -134,7 +134,7 @@ static int slot(const slm_program *p, const slm_op *op) {
   const int known = op->act_block == 0 || (op->act_block >= 16 && op->act_block <= 256 && !(op->act_block & (op->act_block - 1)));
   if (!known || op->k < 1 || (op->act_block && op->k % op->act_block)) return 0;
   const int64_t row = slm_act_row_bytes(op->act_block, op->k);
-  if (op->used) return range(op->act_wide, row * slm_group_rows(p->rows, op->used), p->workspace);
+  if (op->used) return range(op->act_wide, row * slm_group_rows(p->rows, op->used, op->experts), p->workspace);
   return range(op->act_narrow, row * SLM_NARROW, p->scratch) && range(op->act_wide, row * ((p->rows + 15) / 16 * 16), p->workspace);
 }
 static int turns(const slm_program *p, const slm_op *op) {

@@ -23,6 +23,7 @@ from tinyslm.gguf import GGUF, write
 from tinyslm.ops import Builder, Program, Value, Weight
 
 STORIES = Path(__file__).resolve().parents[2] / "shared" / "data" / "stories260K"
+GOLDENS = Path(__file__).parent / "goldens"
 BAD_ID = 5
 
 
@@ -236,24 +237,27 @@ def zoo(folder: Path) -> Path:
 
 
 def make_all(folder: Path) -> Iterator[Path]:
-    """The dumps of every shape, fused and not, and of the real files where they are."""
+    """The dumps of every shape, fused and not, of every family, and of the real files where they are."""
     for name, shape in SHAPES.items():
         for fuse in (True, False):
             yield make(folder, name, shape, fuse)
     yield zoo(folder)
+    for i, path in enumerate(sorted(GOLDENS.glob("*.gguf"))):
+        with GGUF.open(path) as file:
+            yield real(folder / f"{path.stem}.dump", file, "q8_0" if i % 2 else "f16")
     for path in sorted(STORIES.glob("*.gguf")):
         with GGUF.open(path) as file:
             yield real(folder / f"{path.stem}.dump", file)
 
 
-def real(path: Path, file: GGUF) -> Path:
+def real(path: Path, file: GGUF, kv: str = "f16") -> Path:
     def floats(name: str) -> np.ndarray:
         info = file.tensors[name]
         values: np.ndarray = info.format.dequantise(file.read(info)).ravel()
         return values
 
     built = models.build(config.Keys(file.path, file.metadata), models.Tensors(file.path, file.tensors, floats))
-    native = Native(built, Weights(file))
+    native = Native(built, Weights(file), rows=80, kv=kv)
     run = Sequences(built.vocab)
     listed = [run.step("last", ("a", 70)), run.step("last", ("a", 1), ("b", 12)), run.step("all", ("a", 1), ("b", 3))]
     try:

@@ -15,7 +15,7 @@ from folders import CONFIGS, GOLDENS, bf16, bpe_json, folder, published, safeten
 from tinyslm import load, tokenizer
 from tinyslm.cli import convert as verb
 from tinyslm.cli import main
-from tinyslm.convert import KINDS, convert_folder, pretokenizer, vocabulary
+from tinyslm.convert import KINDS, convert_folder, pretokenizer, requirements, vocabulary
 from tinyslm.errors import FileError, OptionError, TinySLMError, UnsupportedError
 from tinyslm.gguf import GGUF
 from tinyslm.tokenizer.pretokenizers import PRETOKENIZERS
@@ -90,6 +90,27 @@ def test_parts_and_names_without_prefix(tmp_path: Path) -> None:
         convert_folder(hf, tmp_path / "out.gguf")
 
 
+@pytest.mark.parametrize(
+    ("model_type", "key", "value"),
+    [
+        ("llama", "quantization_config", {"quant_method": "awq"}), ("llama", "is_encoder_decoder", True),
+        ("mistral", "layer_types", ["full_attention", "sliding_attention"]), ("qwen2", "use_sliding_window", True),
+        ("smollm3", "no_rope_layers", [1, 1, 0, 1, 1]), ("smollm3", "no_rope_layers", None),
+        ("gemma", "hidden_activation", "gelu"), ("gemma2", "query_pre_attn_scalar", 9),
+        ("gemma3_text", "use_bidirectional_attention", True), ("phi", "qk_layernorm", True),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True), ("opt", "activation_function", "gelu"),
+        ("olmo2", "clip_qkv", 8.0), *((kind, "hidden_act", "relu") for kind in ("phi3", "stablelm", "granite")),
+    ],
+)  # fmt: skip
+def test_what_gguf_cannot_say_is_refused_by_name(model_type: str, key: str, value: object) -> None:
+    sound = {"model_type": model_type, "num_hidden_layers": 5, "hidden_size": 32, "num_attention_heads": 4,
+             "head_dim": 8, "hidden_act": None, "no_rope_layers": [1, 1, 1, 0, 1]}  # fmt: skip
+    requirements.check(sound)
+    asked = {**sound, key: value} | ({"no_rope_layer_interval": 3} if value is None else {})
+    with pytest.raises(OptionError, match=rf"^config\.json: {key} = .* is not supported$"):
+        requirements.check(asked)
+
+
 def test_wrong_folders(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
 
@@ -107,6 +128,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
     refused("cannot be understood", model_type=["llama"])
     refused("wrong type.*head_count", num_attention_heads="4")
     refused("rotations scaled by", rope_parameters={"rope_type": "mine"})
+    refused("hidden_act = 'gelu' is not supported", hidden_act="gelu")
     refused("absurd.*vocab_size", vocab_size=-1)
     refused("wrong shape.*ffn_gate.weight", intermediate_size=33)
     refused("a tensor is missing.*blk.2", num_hidden_layers=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from toys import Run
 
-from tinyslm import config, load, models
+from tinyslm import config, load, models, shapes
 from tinyslm.backends import has_native
 from tinyslm.backends.base import PAGE, Batch, Weights
 from tinyslm.backends.reference import Reference
-from tinyslm.errors import FileError, OptionError, UnsupportedError
+from tinyslm.errors import FileError, OptionError, TinySLMError, UnsupportedError
 from tinyslm.gguf import GGUF, TensorData, write
 from tinyslm.models.llama import Llama
 from tinyslm.ops import Builder, Op, Program, RopeTable, Weight
-from tinyslm.shapes import SHAPES, make
+from tinyslm.shapes import SHAPES, Shape, make
 
 FOLDER = Path(__file__).parent / "goldens"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.gguf"))
@@ -161,7 +161,7 @@ def plain_frequency(table: RopeTable, base: float = 10000.0) -> RopeTable:
 
 F = models.FAMILIES
 no_window = attribute(Llama, "window", lambda self, i: 0)
-no_bias = method(models.Tensors, "maybe", lambda plain, self, name, *rest: plain(self, name, *rest) and None)
+no_bias = method(Builder, "matmul", lambda plain, b, x, w, bias=None: plain(b, x, w))
 no_magnitude = tables(lambda t: replace(t, magnitude=1.0))
 no_layernorm = method(Builder, "layernorm", lambda plain, b, x, w, bias, eps, heads=1: b.rmsnorm(x, w, eps, heads))
 halves = attribute(Llama, "PAIRS", "halves")
@@ -274,21 +274,23 @@ def test_an_older_mixture_has_tensors_of_each_expert(tmp_path: Path) -> None:
         assert error("mixtral", logits_of(fastest(program, Weights(file)), program, golden, 50)) < NEAR
 
 
-def test_one_tensor_of_queries_keys_and_values(tmp_path: Path) -> None:
-    """Also where neighbours turn, so that its rows are reordered by heads."""
-    golden = dict(np.load(FOLDER / "llama.npz"))
-    with GGUF.open(FOLDER / "llama.gguf") as file:
+@pytest.mark.parametrize("name", ["llama", "phi"])
+def test_one_tensor_of_queries_keys_and_values(name: str, tmp_path: Path) -> None:
+    """With and without biases, and where neighbours turn, so that its rows are reordered by heads."""
+    golden = dict(np.load(FOLDER / f"{name}.npz"))
+    with GGUF.open(FOLDER / f"{name}.gguf") as file:
         rows = {tensor.name: file.read(tensor) for tensor in file.tensors.values()}
         tensors = [TensorData(t.name, t.shape, t.format.id, rows[t.name]) for t in file.tensors.values()
                    if not any(f"attn_{part}." in t.name for part in "qkv")]  # fmt: skip
-        for i in range(2):
-            fused = np.concatenate([rows[f"blk.{i}.attn_{part}.weight"] for part in "qkv"])
-            shape = (file.tensors[f"blk.{i}.attn_q.weight"].shape[0], len(fused))
-            tensors.append(TensorData(f"blk.{i}.attn_qkv.weight", shape, 1, fused))
+        for q in [t for t in file.tensors.values() if "attn_q." in t.name]:
+            parts = [file.tensors[q.name.replace("attn_q", f"attn_{part}")] for part in "qkv"]
+            fused = np.concatenate([rows[t.name].ravel() for t in parts])
+            shape = (*q.shape[:-1], sum(t.shape[-1] for t in parts))
+            tensors.append(TensorData(q.name.replace("attn_q", "attn_qkv"), shape, q.format.id, fused))
         write(tmp_path / "fused.gguf", dict(file.metadata), tensors)
     with GGUF.open(tmp_path / "fused.gguf") as file:
         program = build(file, dict(file.metadata))
-        assert error("llama", logits_of(fastest(program, Weights(file)), program, golden, 50)) < NEAR
+        assert error(name, logits_of(fastest(program, Weights(file)), program, golden, 50)) < NEAR
 
 
 def program_of(name: str, drop: str = "", **changed: object) -> Program:
@@ -341,6 +343,43 @@ def test_longrope_without_a_factor_of_scores() -> None:
     assert program_of("phi3-long", "attn_factor").tables[0].magnitude == 1.0
 
 
+@dataclass
+class Shaped:
+    shape: tuple[int, ...]
+
+
+ABSURD = [-1, 0, 1, 1 << 40, "x", float("nan"), 1e30, True, [], np.array([1, 2]), np.array([True])]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_wrong_with_a_file_is_told_in_one_line(name: str) -> None:
+    """Tensors that are missing or of other shapes, keys that are not known or absurd."""
+    with GGUF.open(FOLDER / f"{name}.gguf") as file:
+        metadata, whole = dict(file.metadata), {t.name: Shaped(t.shape) for t in file.tensors.values()}
+    ones = {t: np.ones(s.shape[0], np.float32) for t, s in whole.items()}
+    arch = str(metadata["general.architecture"])
+
+    def told(changed: dict[str, Any], keys: dict[str, object] = metadata) -> TinySLMError | None:
+        listed = {t: s for t, s in changed.items() if s}
+        try:
+            models.build(config.Keys(Path(name), keys), models.Tensors(Path(name), listed, ones.__getitem__))
+        except TinySLMError as wrong:
+            return wrong
+        return None
+
+    may_lack = {"output.weight", "rope_freqs.weight", *(t for t in whole if arch in ("qwen2", "stablelm", "opt"))}
+    for tensor, s in whole.items():
+        if "blk.1" not in tensor:
+            assert isinstance(told({**whole, tensor: None}), FileError) or tensor in may_lack
+            assert isinstance(told({**whole, tensor: Shaped((s.shape[0] + 1, *s.shape[1:]))}), FileError)
+            assert isinstance(told({**whole, tensor: Shaped((*s.shape, 2))}), FileError)
+    assert isinstance(told({**whole, "blk.0.mystery.weight": Shaped((3,))}), UnsupportedError)
+    assert isinstance(told(whole, {**metadata, f"{arch}.attention.mystery": 1}), UnsupportedError)
+    for key in [k for k in metadata if k.startswith(f"{arch}.")]:
+        for value in ABSURD:
+            assert "\n" not in str(told(whole, {**metadata, key: value}))
+
+
 def test_learned_positions_end(tmp_path: Path) -> None:
     with GGUF.open(FOLDER / "gpt2.gguf") as file:
         with pytest.raises(OptionError, match="256 tokens"):
@@ -348,13 +387,16 @@ def test_learned_positions_end(tmp_path: Path) -> None:
         build(file, dict(file.metadata), 100)
 
 
-SMALL = {name: replace(shape, layers=2, width=64, ff=96, vocab=400, context=300) for name, shape in SHAPES.items()}
+def small(shape: Shape) -> Shape:
+    """A small one of the same make."""
+    return replace(shape, layers=2, width=64, heads=4, kv_heads=max(1, 4 * shape.kv_heads // shape.heads), ff=96,
+                   vocab=400, context=300, head_dim=16, rotated=shape.rotated and 8,
+                   experts=shape.experts and (4, 2, 32))  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.arch != "llama"])
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.arch != "llama" or shape.experts])
 def test_shapes_of_the_bench_run(name: str, tmp_path: Path) -> None:
-    """Small ones of the same make."""
-    make(tmp_path / "small.gguf", SMALL[name], "Q8_0")
+    make(tmp_path / "small.gguf", small(SHAPES[name]), "Q8_0")
     with load(tmp_path / "small.gguf", threads=1, context=100) as model:
         assert np.isfinite(model.logits([1, 2, 3])).all()
 
@@ -400,3 +442,25 @@ def test_matrices_with_scales_of_their_own(tmp_path: Path, name: str) -> None:
     ):
         with GGUF.open(tmp_path / f"{label}.gguf") as file, pytest.raises(FileError, match=error):
             build(file, metadata)
+
+
+def test_shapes_are_of_every_family() -> None:
+    assert {shape.arch for shape in SHAPES.values()} == set(models.FAMILIES)
+
+
+@pytest.mark.skipif(not has_native(), reason="the C core was not built")
+@pytest.mark.parametrize("mix", ["Q4_K_M", "F16"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_step_of_every_shape_takes_little_memory(name: str, mix: str) -> None:
+    """What stands beside weights, keys and values has 64 MB. It goes by the widths alone."""
+    from tinyslm.backends.native import KERNELS
+    from tinyslm.program import lower_to_fit
+
+    shape = replace(SHAPES[name], vocab=400, layers=3)
+    tensors = {t.name: t for t in shapes._tensors(shape, shapes.real_kinds(shape, mix), np.random.default_rng(0))}
+    path, keys = Path("shape.gguf"), shapes.metadata(shape)
+    ones = models.Tensors(path, tensors, lambda tensor: np.ones(tensors[tensor].shape[0], np.float32))
+    program = models.build(config.Keys(path, keys), ones)
+    lowered = lower_to_fit(program, {tensor: t.type for tensor, t in tensors.items()}, KERNELS)
+    assert lowered.workspace < 54 << 20
+    assert lowered.rows >= (256 if not shape.experts else 128)

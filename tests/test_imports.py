@@ -17,6 +17,7 @@ LAYERS = [
     ("__main__",), ("cli",), ("__init__",), ("convert",), ("bench", "conversation", "perplexity", "quantise"),
     ("model",), ("chat", "scheduler", "builtin"), ("engine", "hub"), ("tokenizer", "sampler", "kvcache"),
     ("sampling",), ("backends",), ("models", "program"), ("lowered",), ("ops",), ("config",), ("shapes",),
+    ("random_blocks",),
     ("mixes", "gguf"), ("gguf_writer",), ("gguf_header",), ("formats",), ("errors",),
 ]  # fmt: skip
 HEIGHT = {name: -i for i, names in enumerate(LAYERS) for name in names}

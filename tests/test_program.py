@@ -188,8 +188,8 @@ def touches(op: LoweredOp, program: Lowered, narrow: bool) -> Iterator[Touch]:
         if narrow and not op.used:
             yield Touch("own", op.act_narrow, op.act_narrow + 8 * size, op.kind == "PREPARE", op.slot, True)
         else:
-            wide = rows * size * (2 * op.used or 1)
-            yield Touch("workspace", op.act_wide, op.act_wide + wide, op.kind == "PREPARE", op.slot)
+            wide = rows if not op.used else rows * op.used + min(rows * op.used, 7 * op.experts)
+            yield Touch("workspace", op.act_wide, op.act_wide + wide * size, op.kind == "PREPARE", op.slot)
     if op.kind in ("STORE", "ATTEND"):
         yield Touch(f"page {op.kv}", 0, 1, op.kind == "STORE", f"kv {op.kv}", narrow)
 

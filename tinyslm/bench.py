@@ -34,7 +34,6 @@ from .kvcache import Sequence
 from .model import load
 from .ops import Program
 
-CHUNK = 512  # most tokens in a step
 PROBE_BYTES = 1 << 28  # read by the probe: more than caches hold
 
 
@@ -190,7 +189,7 @@ class Bench:
         with GGUF.open(self.path) as file:
             self.bytes = sum(t.nbytes for t in file.tensors.values())
             self.params = sum(prod(t.shape) for t in file.tensors.values())
-        self.model = load(self.path, threads=threads, kv=kv, chunk=CHUNK, progress=progress)
+        self.model = load(self.path, threads=threads, kv=kv, progress=progress)
         try:
             self.limits = Limits(self.model.isa, self.model.threads, limits)
         except BaseException:
@@ -205,8 +204,8 @@ class Bench:
         """The model and how it runs, by llama-bench's names where they mean the same."""
         return {
             "model_filename": str(self.path), "model_size": self.bytes, "model_n_params": self.params,
-            "backends": self.model.backend, "isa": self.model.isa, "n_threads": self.model.threads, "n_batch": CHUNK,
-            "type_k": self.kv, "type_v": self.kv,
+            "backends": self.model.backend, "isa": self.model.isa, "n_threads": self.model.threads,
+            "n_batch": self.model.chunk, "type_k": self.kv, "type_v": self.kv,
         }  # fmt: skip
 
     def check(self, case: Case) -> None:
@@ -267,9 +266,9 @@ class Bench:
     def _read(self, sequence: Sequence, ids: np.ndarray) -> None:
         """A prompt, with the logits of its last token."""
         logits = np.empty((1, self.model.vocab_size), np.float32)
-        for at in range(0, len(ids), CHUNK):
-            wanted = int(at + CHUNK >= len(ids))
-            self._step([Work(sequence, ids[at : at + CHUNK], wanted)], logits[:wanted])
+        for at in range(0, len(ids), self.model.chunk):
+            end = at + self.model.chunk
+            self._step([Work(sequence, ids[at:end], int(end >= len(ids)))], logits[: int(end >= len(ids))])
 
     def _step(self, works: list[Work], logits: np.ndarray) -> None:
         if not all(self._engine.step(works, logits)):

@@ -12,6 +12,7 @@ from .ops import RopeTable, Value, Weight
 
 NARROW = 8  # SLM_NARROW
 PAGE = 64
+STEP = 512  # tokens of a step, at most, where nothing else is said
 F16 = 1  # SLM_F16
 TILE = 16  # act slots are padded to a multiple of any instruction set's tile
 WAIT_NARROW, WAIT_WIDE = 1, 2
@@ -131,7 +132,9 @@ def layout(ops: list[LoweredOp], kernels: Kernels, rows: int, keep: bool) -> tup
     """
     first: dict[Key, int] = {}
     last: dict[Key, int] = {}
-    bytes_per_row: dict[Key, int] = {}
+    size: dict[Key, int] = {}
+    narrow_size: dict[Key, int] = {}
+    wide_rows = up(rows, TILE)
     for i, op in enumerate(ops):
         reads, writes = _touched(op)
         for key in reads + writes:
@@ -139,12 +142,13 @@ def layout(ops: list[LoweredOp], kernels: Kernels, rows: int, keep: bool) -> tup
             last[key] = len(ops) if keep else i + 1
         for v in (op.x_value, op.y_value, op.out_value):
             if v is not None:
-                bytes_per_row["value", v.index, 0] = 4 * up(v.width, 16)
+                size["value", v.index, 0] = up(4 * up(v.width, 16) * wide_rows)
         if op.slot is not None:
-            bytes_per_row[("act", *op.slot)] = _slot_rows(op, 1) * kernels.act_row_bytes(op.act_block, op.k)
-    wide = _first_fit(first, last, {k: up(b * up(rows, TILE)) for k, b in bytes_per_row.items()})
-    slots = {k: b for k, b in bytes_per_row.items() if k[0] == "act" and len(k) == 3}
-    narrow = _first_fit(first, last, {k: up(b * NARROW) for k, b in slots.items()})
+            row_bytes = kernels.act_row_bytes(op.act_block, op.k)
+            size[("act", *op.slot)] = up(row_bytes * _slot_rows(op, wide_rows))
+            if not op.used:
+                narrow_size[("act", *op.slot)] = up(row_bytes * NARROW)
+    wide, narrow = _first_fit(first, last, size), _first_fit(first, last, narrow_size)
     for op in ops:
         for name, v in (("x", op.x_value), ("y", op.y_value), ("out", op.out_value)):
             if v is not None:
@@ -156,8 +160,8 @@ def layout(ops: list[LoweredOp], kernels: Kernels, rows: int, keep: bool) -> tup
 
 
 def _slot_rows(op: LoweredOp, rows: int) -> int:
-    """Rows of an act slot: by experts as slm_group_rows says, where the last tile of one may be half empty."""
-    return 2 * op.used * rows if op.used else rows
+    """Rows of an act slot: by experts as slm_group_rows says, of whose last tiles less than half is empty."""
+    return min(2 * op.used * rows, op.used * rows + (TILE // 2 - 1) * op.experts) if op.used else rows
 
 
 def _first_fit(first: dict[Key, int], last: dict[Key, int], size: dict[Key, int]) -> dict[Key, Region]:

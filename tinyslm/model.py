@@ -23,6 +23,7 @@ from .config import Keys
 from .engine import Engine
 from .errors import FileError, OptionError, PromptTooLongError
 from .gguf import GGUF
+from .lowered import STEP
 from .ops import Op
 from .sampler import Sampler
 from .sampling import Sampling
@@ -40,7 +41,7 @@ def load(
     context: int | None = None,
     backend: str | None = None,
     kv: str = "f16",
-    chunk: int = 512,
+    chunk: int | None = None,
     activations: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Model:
@@ -51,10 +52,10 @@ def load(
     threads: None takes TINYSLM_THREADS, or the physical cores that this process may use. context: tokens that a
     sequence can hold; None is the file's own; memory is taken as it is used. backend: "native", "numba" or
     "reference"; None takes TINYSLM_BACKEND, or the fastest there is. kv: "f16", or "q8_0", which keeps keys and values
-    in 9 bits instead of 16 (not on numba). chunk: most tokens in a step. activations: None, rounded to int8 as the
-    kernels have it; to measure what that costs, on the numba backend, 0 leaves them float32, and N rounds them in
-    blocks of N where they meet quantised weights. progress: called with the share of the weights that is loaded, 0 to
-    1.
+    in 9 bits instead of 16 (not on numba). chunk: most tokens in a step; None is 512, or fewer where a model's
+    values would take much memory. activations: None, rounded to int8 as the kernels have it; to measure what that
+    costs, on the numba backend, 0 leaves them float32, and N rounds them in blocks of N where they meet quantised
+    weights. progress: called with the share of the weights that is loaded, 0 to 1.
 
     Raises FileError for a file that is missing or broken, UnsupportedError for one that needs what is not built,
     OptionError and BackendError for options that cannot be met, HubError where the hub does not give the model.
@@ -115,7 +116,7 @@ class Model:
         context: int | None = None,
         backend: str | None = None,
         kv: str = "f16",
-        chunk: int = 512,
+        chunk: int | None = None,
         activations: int | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
@@ -124,7 +125,8 @@ class Model:
                          "activations": activations}  # fmt: skip
         self.backend = backends.choose(backend, activations)
         self.threads = default_threads() if threads is None else _integer("threads", threads, 1, 1024)
-        _integer("chunk", chunk, 1, 1 << 16)
+        if chunk is not None:
+            _integer("chunk", chunk, 1, 1 << 16)
         wanted = None if context is None else _integer("context", context, 1, 1 << 24)
         with GGUF.open(self.path) as file:
             program = models.build(Keys(self.path, file.metadata), file_tensors(file), wanted)
@@ -147,7 +149,8 @@ class Model:
             self.step_bytes = sum(_bytes_read(op, file) for op in program.ops)
         self.page_bytes = made.page_bytes
         self.isa: str | None = getattr(made, "isa", None)
-        self._scheduler = Scheduler(Engine(program, made), chunk)
+        self.chunk: int = getattr(made, "rows", STEP) if chunk is None else chunk
+        self._scheduler = Scheduler(Engine(program, made), self.chunk)
         _LIVE.add(self)
 
     def _context(self, wanted: int | None, own: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from .lowered import (
     F16,
+    STEP,
     WAIT_NARROW,
     WAIT_WIDE,
     Form,
@@ -22,6 +23,9 @@ from .lowered import (
     up,
 )
 from .ops import Op, Program, Value, Weight
+
+LEAST_STEP = 64
+ROOM = 52 << 20  # bytes of workspace; all that is neither weights nor keys and values has 64 MB
 
 
 def lower(
@@ -40,6 +44,14 @@ def lower(
         barriers(ops, kernels, rows, bit)
     return Lowered(tuple(ops), tuple(lowering.placements.values()), program.tables, program.vocab, rows,
                    lowering.arena, workspace, scratch, lowering.page)  # fmt: skip
+
+
+def lower_to_fit(program: Program, types: dict[str, int], kernels: Kernels, fuse: bool = True, kv: int = 1) -> Lowered:
+    """`lower` for steps of STEP tokens, or of so many fewer that the workspace is within ROOM."""
+    rows = STEP
+    while (lowered := lower(program, types, kernels, rows, fuse, kv)).workspace > ROOM and rows > LEAST_STEP:
+        rows //= 2
+    return lowered
 
 
 @dataclass

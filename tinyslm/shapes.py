@@ -14,8 +14,9 @@ import numpy as np
 
 from . import mixes
 from .errors import FileError, OptionError
-from .formats import BY_NAME, TYPE_IDS, TYPES
+from .formats import TYPE_IDS, TYPES
 from .gguf import TensorData, write
+from .random_blocks import MAKERS
 
 CHUNK = 1 << 22  # bytes made at once
 ROOM = 1 << 26  # bytes that a disk keeps free beside a file's tensors, for its vocabulary too
@@ -24,7 +25,8 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Shape:
-    """Hyperparameters of a model; widths in elements. window: positions that most layers see; 0: all."""
+    """Hyperparameters of a model; widths in elements. window: positions that most layers see; 0: all. rotated: elements
+    of a head that turn; 0: all. experts: how many a layer has, how many a token takes, and their width."""
 
     layers: int
     width: int
@@ -38,6 +40,8 @@ class Shape:
     head_dim: int = 0
     arch: str = "llama"
     window: int = 0
+    rotated: int = 0
+    experts: tuple[int, int, int] | None = None
 
     @property
     def dim(self) -> int:
@@ -50,20 +54,40 @@ SHAPES = {
     "smollm2-135m": Shape(30, 576, 9, 3, 1536, 49152, 8192, True, 100000.0),
     "smollm2-360m": Shape(32, 960, 15, 5, 2560, 49152, 8192, True, 100000.0),
     "smollm2-1.7b": Shape(24, 2048, 32, 32, 8192, 49152, 8192, True, 130000.0),
+    "smollm3-3b": Shape(36, 2048, 16, 4, 11008, 128256, 65536, True, 5000000.0, arch="smollm3"),
     "llama-3.2-1b": Shape(16, 2048, 32, 8, 8192, 128256, 131072, True, 500000.0),
     "qwen2.5-0.5b": Shape(24, 896, 14, 2, 4864, 151936, 32768, True, 1000000.0, 64, "qwen2"),
     "qwen2.5-1.5b": Shape(28, 1536, 12, 2, 8960, 151936, 32768, True, 1000000.0, 128, "qwen2"),
+    "qwen2.5-3b": Shape(36, 2048, 16, 2, 11008, 151936, 32768, True, 1000000.0, 128, "qwen2"),
     "qwen3-0.6b": Shape(28, 1024, 16, 8, 3072, 151936, 40960, True, 1000000.0, 128, "qwen3"),
     "qwen3-1.7b": Shape(28, 2048, 16, 8, 6144, 151936, 40960, True, 1000000.0, 128, "qwen3"),
+    "qwen3-4b": Shape(36, 2560, 32, 8, 9728, 151936, 40960, True, 1000000.0, 128, "qwen3"),
+    "qwen3-30b-a3b": Shape(48, 2048, 32, 4, 6144, 151936, 40960, False, 1000000.0, 128, "qwen3moe",
+                           experts=(128, 8, 768)),
+    "gemma-2b": Shape(18, 2048, 8, 1, 16384, 256000, 8192, True, head_dim=256, arch="gemma"),
+    "gemma-2-2b": Shape(26, 2304, 8, 4, 9216, 256000, 8192, True, 10000.0, 256, "gemma2", 4096),
     "gemma-3-270m": Shape(18, 640, 4, 1, 2048, 262144, 32768, True, 1000000.0, 256, "gemma3", 512),
     "gemma-3-1b": Shape(26, 1152, 4, 1, 6912, 262144, 32768, True, 1000000.0, 256, "gemma3", 512),
+    "phi-2": Shape(32, 2560, 32, 32, 10240, 51200, 2048, False, arch="phi2", rotated=32),
     "phi-3.5-mini": Shape(32, 3072, 32, 32, 8192, 32064, 131072, False, 10000.0, 96, "phi3", 262144),
+    "phi-4-mini": Shape(32, 3072, 24, 8, 8192, 200064, 131072, True, 10000.0, 128, "phi3", 262144, 96),
+    "opt-125m": Shape(12, 768, 12, 12, 3072, 50272, 2048, True, arch="opt"),
+    "gpt2": Shape(12, 768, 12, 12, 3072, 50257, 1024, True, arch="gpt2"),
+    "stablelm-2-1.6b": Shape(24, 2048, 32, 32, 5632, 100352, 4096, False, arch="stablelm", rotated=16),
+    "granite-3.1-2b": Shape(40, 2048, 32, 8, 8192, 49155, 131072, True, 5000000.0, arch="granite"),
+    "olmo-2-1b": Shape(16, 2048, 16, 16, 8192, 100352, 4096, False, 500000.0, arch="olmo2"),
     "tinyllama-1.1b": Shape(22, 2048, 32, 4, 5632, 32000, 2048, False),
     "llama-3.2-3b": Shape(28, 3072, 24, 8, 8192, 128256, 131072, True, 500000.0, 128),
     "llama-2-7b": Shape(32, 4096, 32, 32, 11008, 32000, 4096, False),
     "mistral-7b": Shape(32, 4096, 32, 8, 14336, 32768, 32768, False, 1000000.0),
+    "mixtral-8x7b": Shape(32, 4096, 32, 8, 14336, 32000, 32768, False, 1000000.0, experts=(8, 2, 14336)),
     "llama-3.1-8b": Shape(32, 4096, 32, 8, 14336, 128256, 131072, False, 500000.0),
-}
+}  # fmt: skip
+CENTERED = ("phi2", "stablelm", "gpt2", "opt")  # LayerNorm
+BIASED = ("phi2", "gpt2", "opt")  # every product
+FLOATS = ("position_embd", "ffn_gate_inp")  # matrices that no mix quantises
+UNGATED = ("phi2", "phi3", "gpt2", "opt")  # no gate of the MLP, or one within `ffn_up`
+GRANITE = {"attention.scale": 0.015625, "embedding_scale": 12.0, "logit_scale": 8.0, "residual_scale": 0.22}
 Kinds = Callable[[str, int], str]  # the type of a matrix, by its name and the length of its rows
 
 
@@ -134,7 +158,8 @@ def real_kinds(shape: Shape, mix: str) -> Kinds:
     """The types that the matrices of such a model have in a file of that mix, made without an importance matrix."""
     name = _known("type", mix, {name.lower(): name for name in mixes.MIXES})
     layers = tuple(range(shape.layers))
-    model = mixes.Model(shape.layers, shape.heads // shape.kv_heads, 0, shape.tied, layers, layers)
+    experts = shape.experts[0] if shape.experts else 0
+    model = mixes.Model(shape.layers, shape.heads // shape.kv_heads, experts, shape.tied, layers, layers)
     return lambda matrix, k: mixes.type_of(f"{matrix}.weight", (k, 1), name, model)
 
 
@@ -145,12 +170,18 @@ def metadata(shape: Shape) -> dict[str, object]:
         "block_count": shape.layers, "feed_forward_length": shape.ff, "attention.head_count": shape.heads,
         "attention.head_count_kv": shape.kv_heads, "attention.key_length": shape.dim,
         "attention.value_length": shape.dim, "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.freq_base": shape.rope_base, "rope.dimension_count": shape.dim,
     }  # fmt: skip
+    if shape.arch not in ("gpt2", "opt"):
+        keys |= {"rope.freq_base": shape.rope_base, "rope.dimension_count": shape.rotated or shape.dim}
     if shape.window:
         keys["attention.sliding_window"] = shape.window
     if shape.arch == "phi3":
         keys["rope.scaling.original_context_length"] = 4096
+    if shape.arch == "granite":
+        keys |= GRANITE
+    if shape.experts:
+        count, used, width = shape.experts
+        keys |= {"expert_count": count, "expert_used_count": used, "expert_feed_forward_length": width}
     return {
         "general.architecture": shape.arch, "general.name": "random weights",
         **{f"{shape.arch}.{name}": value for name, value in keys.items()},
@@ -180,47 +211,79 @@ def _vocabulary(size: int) -> tuple[list[str], list[str]]:
 
 
 def _tensors(shape: Shape, kinds: Kinds, rng: np.random.Generator) -> Iterator[TensorData]:
-    def matrix(name: str, n: int, k: int) -> TensorData:
-        kind = kinds(name, k)
+    for name, n, k, count in _parts(shape):
+        if not k:
+            values = np.full(n, not name.endswith("bias"), np.float32)
+            yield TensorData(name, (n,), TYPE_IDS["F32"], values)
+            continue
+        stem = name.removesuffix(".weight")
+        kind = "F32" if stem.rpartition(".")[2] in FLOATS else kinds(stem, k)
         block = TYPES[TYPE_IDS[kind]].block
         if kind not in MAKERS or k % block:
             raise OptionError(f"random {kind} rows of {k} weights cannot be made")
-        return TensorData(f"{name}.weight", (k, n), TYPE_IDS[kind], _chunks(n * k // block, k, kind, rng))
+        sides = (k, n, count) if count else (k, n)
+        yield TensorData(name, sides, TYPE_IDS[kind], _chunks(max(count, 1) * n * k // block, k, kind, rng))
 
-    def vector(name: str, n: int = shape.width, value: float = 1) -> TensorData:
-        return TensorData(name, (n,), TYPE_IDS["F32"], np.full(n, value, np.float32))
 
-    width, q, kv = shape.width, shape.heads * shape.dim, shape.kv_heads * shape.dim
-    yield matrix("token_embd", shape.vocab, width)
-    for i in range(shape.layers):
-        yield vector(f"blk.{i}.attn_norm.weight")
-        if shape.arch == "phi3":
-            yield matrix(f"blk.{i}.attn_qkv", q + 2 * kv, width)
-        else:
-            yield matrix(f"blk.{i}.attn_q", q, width)
-            yield matrix(f"blk.{i}.attn_k", kv, width)
-            yield matrix(f"blk.{i}.attn_v", kv, width)
-        if shape.arch == "qwen2":
-            for name, n in (("q", q), ("k", kv), ("v", kv)):
-                yield vector(f"blk.{i}.attn_{name}.bias", n, 0)
-        if shape.arch in ("qwen3", "gemma3"):
-            for name in "qk":
-                yield vector(f"blk.{i}.attn_{name}_norm.weight", shape.dim)
-        yield matrix(f"blk.{i}.attn_output", width, q)
-        yield vector(f"blk.{i}.ffn_norm.weight")
-        if shape.arch == "gemma3":
-            yield vector(f"blk.{i}.post_attention_norm.weight")
-            yield vector(f"blk.{i}.post_ffw_norm.weight")
-        if shape.arch != "phi3":
-            yield matrix(f"blk.{i}.ffn_gate", shape.ff, width)
-        yield matrix(f"blk.{i}.ffn_up", shape.ff * (2 if shape.arch == "phi3" else 1), width)
-        yield matrix(f"blk.{i}.ffn_down", width, shape.ff)
-    if shape.arch == "phi3":
+Part = tuple[str, int, int, int]  # a tensor's name, its rows, their length (0: a vector), and experts (0: none)
+
+
+def _parts(s: Shape) -> Iterator[Part]:
+    """All tensors of a model of this shape."""
+    yield "token_embd.weight", s.vocab, s.width, 0
+    if s.arch in ("gpt2", "opt"):
+        yield "position_embd.weight", s.context + (2 if s.arch == "opt" else 0), s.width, 0
+    for i in range(s.layers):
+        for name, *sides in _layer(s):
+            yield (f"blk.{i}.{name}", *sides)  # type: ignore[misc]
+    if s.arch == "phi3":
         for name in ("long", "short"):
-            yield vector(f"rope_factors_{name}.weight", shape.dim // 2)
-    yield vector("output_norm.weight")
-    if not shape.tied:
-        yield matrix("output", shape.vocab, width)
+            yield f"rope_factors_{name}.weight", (s.rotated or s.dim) // 2, 0, 0
+    yield from _norm(s, "output_norm", s.width)
+    if not s.tied:
+        yield from _linear("output", s.vocab, s.width, s.arch == "phi2")
+
+
+def _linear(name: str, n: int, k: int, bias: bool) -> Iterator[Part]:
+    yield f"{name}.weight", n, k, 0
+    if bias:
+        yield f"{name}.bias", n, 0, 0
+
+
+def _norm(s: Shape, name: str, n: int) -> Iterator[Part]:
+    yield f"{name}.weight", n, 0, 0
+    if s.arch in CENTERED:
+        yield f"{name}.bias", n, 0, 0
+
+
+def _layer(s: Shape) -> Iterator[Part]:
+    arch, width, q, kv, biased = s.arch, s.width, s.heads * s.dim, s.kv_heads * s.dim, s.arch in BIASED
+    if arch != "olmo2":
+        yield from _norm(s, "attn_norm", width)
+    if arch in ("phi3", "gpt2"):
+        yield from _linear("attn_qkv", q + 2 * kv, width, biased)
+    else:
+        for name, n in (("q", q), ("k", kv), ("v", kv)):
+            yield from _linear(f"attn_{name}", n, width, biased or arch in ("qwen2", "stablelm"))
+    if arch in ("qwen3", "qwen3moe", "gemma3", "olmo2"):
+        for name, n in (("q", q), ("k", kv)):
+            yield f"attn_{name}_norm.weight", n if arch == "olmo2" else s.dim, 0, 0
+    yield from _linear("attn_output", width, q, biased)
+    if arch not in ("phi2", "olmo2"):
+        yield from _norm(s, "ffn_norm", width)
+    if arch in ("gemma2", "gemma3", "olmo2"):
+        yield "post_attention_norm.weight", width, 0, 0
+        yield "post_ffw_norm.weight", width, 0, 0
+    if s.experts:
+        count, _, ff = s.experts
+        yield "ffn_gate_inp.weight", count, width, 0
+        for name, n, k in (("gate", ff, width), ("up", ff, width), ("down", width, ff)):
+            yield f"ffn_{name}_exps.weight", n, k, count
+        return
+    if arch not in UNGATED:
+        yield from _linear("ffn_gate", s.ff, width, biased)
+    yield from _linear("ffn_up", s.ff * (2 if arch == "phi3" else 1), width, biased)
+    yield from _linear("ffn_down", width, s.ff, biased)
 
 
 def _chunks(blocks: int, k: int, kind: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -230,113 +293,3 @@ def _chunks(blocks: int, k: int, kind: str, rng: np.random.Generator) -> Iterato
         n = min(blocks, max(1, CHUNK // size))
         yield MAKERS[kind](rng, n, k)
         blocks -= n
-
-
-def _scaled(rng: np.random.Generator, n: int, size: int, deviation: float, k: int, at: int) -> np.ndarray:
-    """Random bytes, with an f16 scale at `at` that gives weights a deviation of 1/√k, codes having `deviation`."""
-    blocks = np.frombuffer(rng.bytes(n * size), np.uint8).reshape(n, size).copy()
-    blocks[:, at : at + 2] = np.array([1 / (deviation * k**0.5)], np.float16).view(np.uint8)
-    return blocks
-
-
-def _one_level(size: int, deviation: float, at: int = 0) -> Callable[[np.random.Generator, int, int], np.ndarray]:
-    return lambda rng, n, k: _scaled(rng, n, size, deviation, k, at)
-
-
-def _with_minimum(size: int, top: int) -> Callable[[np.random.Generator, int, int], np.ndarray]:
-    """Codes 0 … top about their middle, which the minimum brings to 0."""
-    deviation = (top + 1) / 12**0.5
-
-    def make(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-        blocks = _scaled(rng, n, size, deviation, k, 0)
-        blocks[:, 2:4] = np.array([-top / 2 / (deviation * k**0.5)], np.float16).view(np.uint8)
-        return blocks
-
-    return make
-
-
-def _two_level(size: int, top: int) -> Callable[[np.random.Generator, int, int], np.ndarray]:
-    """Codes 0 … top about their middle: the minimum is half of what the scale spans. All groups' scales are alike."""
-
-    def make(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-        blocks = _scaled(rng, n, size, 32 * (top + 1) / 12**0.5, k, 0)
-        blocks[:, 2:4] = np.array([top / 2 / (32 * (top + 1) / 12**0.5 * k**0.5)], np.float16).view(np.uint8)
-        blocks[:, 4:12], blocks[:, 12:16] = 32 | 2 << 6, 0
-        return blocks
-
-    return make
-
-
-def _q2_k(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    blocks = _scaled(rng, n, 84, 13.9, k, 80)
-    blocks[:, 82:84] = np.array([1.5 / (13.9 * k**0.5)], np.float16).view(np.uint8)  # 7.5 minima are 7.5 scales of 1.5
-    return blocks
-
-
-def _ternary(size: int, at: int) -> Callable[[np.random.Generator, int, int], np.ndarray]:
-    """Codes 0, 1, 2 of two bits; where chance says 3 stands 1."""
-
-    def make(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-        blocks = _scaled(rng, n, size, 0.5**0.5, k, at)
-        codes = np.delete(np.arange(size), [at, at + 1])
-        blocks[:, codes] &= ~(blocks[:, codes] << 1 & 0xAA)
-        return blocks
-
-    return make
-
-
-def _iq1_m(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    """The f16 scale stands in the upper 4 bits of 4 words, its lowest first."""
-    blocks = _scaled(rng, n, 56, 7.2, k, 54)
-    words = blocks[:, 48:].view("<u2")
-    scale = words[:, 3].copy()
-    words[...] = words & 0xFFF | (scale[:, None] >> np.arange(0, 16, 4, dtype=np.uint16) & 15) << 12
-    return blocks
-
-
-def _mxfp4(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    """Scales are powers of two: of the two beside the right one, as many of each as give the right mean square."""
-    blocks = np.frombuffer(rng.bytes(n * 17), np.uint8).reshape(n, 17).copy()
-    exponent = -np.log2(5.85 * k**0.5)
-    below = np.floor(exponent)
-    blocks[:, 0] = 128 + below + (rng.random(n) < (4 ** (exponent - below) - 1) / 3)
-    return blocks
-
-
-def _nvfp4(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    every = np.zeros((32, 36), np.uint8)
-    every[:, :4] = np.arange(128).reshape(32, 4)
-    integers = BY_NAME["NVFP4"].integers
-    assert integers
-    blocks = np.frombuffer(rng.bytes(n * 36), np.uint8).reshape(n, 36).copy()
-    blocks[:, :4] = np.abs(integers(every).scale.ravel() - 1 / (5.85 * k**0.5)).argmin()
-    return blocks
-
-
-def _f16(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    return _f32(rng, n, k).astype(np.float16)
-
-
-def _bf16(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    return (_f32(rng, n, k).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def _f64(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    return _f32(rng, n, k).astype(np.float64)
-
-
-def _f32(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    weights: np.ndarray = rng.standard_normal(n, np.float32) * np.float32(k**-0.5)
-    return weights
-
-
-# The deviations are those of random codes under a scale of 1.
-MAKERS = {"F32": _f32, "F16": _f16, "BF16": _bf16, "F64": _f64, "Q4_0": _one_level(18, 4.6),
-          "Q4_1": _with_minimum(20, 15), "Q5_0": _one_level(22, 9.2), "Q5_1": _with_minimum(24, 31),
-          "Q8_0": _one_level(34, 74.0), "Q2_K": _q2_k, "Q3_K": _one_level(110, 43.4, 108), "Q4_K": _two_level(144, 15),
-          "Q5_K": _two_level(176, 31), "Q6_K": _one_level(210, 18.5 * 74, 208), "IQ1_S": _one_level(50, 7.2),
-          "IQ1_M": _iq1_m, "IQ2_XXS": _one_level(66, 53.2), "IQ2_XS": _one_level(74, 55.9),
-          "IQ2_S": _one_level(82, 56.4), "IQ3_XXS": _one_level(98, 141.7), "IQ3_S": _one_level(110, 139.9),
-          "IQ4_NL": _one_level(18, 67.5), "IQ4_XS": _one_level(136, 1245.0), "TQ1_0": _one_level(54, 0.82, 52),
-          "TQ2_0": _ternary(66, 64), "Q1_0": _one_level(18, 1.0), "Q2_0": _ternary(18, 0),
-          "MXFP4": _mxfp4, "NVFP4": _nvfp4}  # fmt: skip

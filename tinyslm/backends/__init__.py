@@ -40,8 +40,8 @@ def choose(name: str | None = None, activations: int | None = None) -> str:
 
 
 def make(
-    name: str, program: Program, weights: Weights, threads: int, rows: int, progress: Callable[[float], None] | None,
-    kv: str = "f16", activations: int | None = None,
+    name: str, program: Program, weights: Weights, threads: int, rows: int | None,
+    progress: Callable[[float], None] | None, kv: str = "f16", activations: int | None = None,
 ) -> Backend:  # fmt: skip
     """The backend of that name, its weights loaded; heavy libraries are imported here and not before.
 

@@ -18,7 +18,7 @@ from ..formats import BY_NAME
 from ..gguf import TensorInfo, unreadable
 from ..lowered import Kernels, Lowered, LoweredOp, Placement
 from ..ops import Program, Value
-from ..program import lower
+from ..program import lower, lower_to_fit
 from .base import Batch, Weights, matrix_types
 
 PROGRESS = 0.05  # seconds between two calls of `progress`
@@ -51,7 +51,8 @@ def choose_isa(name: str | None = None) -> str:
 
 
 class Native:
-    """See base.Backend. `rows`: the most tokens in a step; `progress` is called with the share of weights packed."""
+    """See base.Backend. `rows`: the most tokens in a step; None: 512, or fewer where their values take much memory.
+    `progress` is called with the share of weights packed."""
 
     name = "native"
 
@@ -60,7 +61,7 @@ class Native:
         program: Program,
         weights: Weights,
         threads: int = 1,
-        rows: int = 512,
+        rows: int | None = None,
         isa: str | None = None,
         fuse: bool = True,
         progress: Callable[[float], None] | None = None,
@@ -75,7 +76,11 @@ class Native:
                     "has: llama-quantize ORIGINAL.gguf OUT.gguf Q8_0"
                 )
                 raise UnsupportedError(weights.file.path, problem, where=w.name, got=weights.type_name(w))
-        self.lowered = lower(program, types, KERNELS, rows, fuse, BY_NAME[kv.upper()].id)
+        options = (fuse, BY_NAME[kv.upper()].id)
+        self.lowered = (
+            lower(program, types, KERNELS, rows, *options) if rows else lower_to_fit(program, types, KERNELS, *options)
+        )
+        self.rows = self.lowered.rows
         self.page_bytes = max(self.lowered.page, 64)  # a program without attention has pages too
         self._cancel, self._batch = ffi.new("int32_t *"), ffi.new("slm_batch *")
         self._arena = Memory(self.lowered.arena)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError
+from . import requirements
 
 Config = Mapping[str, Any]
 State = Mapping[str, np.ndarray]
@@ -146,8 +147,16 @@ def gemma(c: Config) -> dict[str, object]:
     return {**rms(c), "attention.key_length": head_dim(c), "attention.value_length": head_dim(c)}
 
 
+def windowed(c: Config, period: int) -> dict[str, object]:
+    """Which layers see a window: all but every so many-th, or as listed."""
+    near = [kind == "sliding_attention" for kind in c.get("layer_types") or ()]
+    usual = [(i + 1) % period > 0 for i in range(c["num_hidden_layers"])]
+    listed = {"attention.sliding_window_pattern": near} if near and near != usual else {}
+    return {"attention.sliding_window": int(c["sliding_window"]), **listed}
+
+
 def gemma2(c: Config) -> dict[str, object]:
-    return {**gemma(c), "attention.sliding_window": int(c["sliding_window"]),
+    return {**gemma(c), **windowed(c, 2),
             "attn_logit_softcapping": float(c["attn_logit_softcapping"]),
             "final_logit_softcapping": float(c["final_logit_softcapping"])}  # fmt: skip
 
@@ -155,12 +164,11 @@ def gemma2(c: Config) -> dict[str, object]:
 def gemma3(c: Config) -> dict[str, object]:
     near = rope_parameters(c, "sliding_attention")
     base = c.get("rope_local_base_freq") or near["rope_theta"]
-    return {**gemma(c), "attention.sliding_window": int(c["sliding_window"]), "rope.freq_base_swa": float(base)}
+    return {**gemma(c), **windowed(c, 6), "rope.freq_base_swa": float(base)}
 
 
 def olmo3(c: Config) -> dict[str, object]:
-    near = [kind == "sliding_attention" for kind in c["layer_types"]]
-    return {**sliding(c), "attention.sliding_window_pattern": near}
+    return {**rms(c), **windowed(c, 4)}
 
 
 def phi2(c: Config) -> dict[str, object]:
@@ -280,8 +288,9 @@ def family_of(config: Config) -> Family:
 
 
 def metadata(config: Config) -> dict[str, object]:
-    """The keys of a config, prefixed; general.architecture among them."""
+    """The keys of a config, prefixed; general.architecture among them. OptionError for what they cannot say."""
     family = family_of(config)
+    requirements.check(config)
     keys = {f"{family.arch}.{name}": value for name, value in family.keys(config).items()}
     return {"general.architecture": family.arch, **keys}
 

@@ -12,7 +12,7 @@ class GPT2(Llama):
 
     IGNORED = (*Llama.IGNORED, r"blk\.\d+\.attn_bias")
     PAIRS = None
-    CENTERED = True
+    CENTERED = BIASED = True
     GATED = False
     ACT = "gelu"
     OFFSET = 0  # rows of the table before position 0

@@ -26,6 +26,7 @@ class Llama:
     # Which elements of a head RoPE turns together in the file's rows of q and k; None: positions are not turned.
     PAIRS: Literal["neighbours", "halves"] | None = "neighbours"
     CENTERED = False  # LayerNorm, not RMSNorm
+    BIASED = False  # products in layers must have biases, or may
     GATED = True  # the MLP multiplies two products, act(gate) · up; or is act(up) alone
     ACT = "silu"
     WINDOW = 0  # positions, its own among them, that a token sees where the file does not say; 0: all
@@ -99,7 +100,7 @@ class Llama:
         n = x.width // heads
         w = self.tensors.get(f"{name}.weight", n)
         if self.CENTERED:
-            return self.b.layernorm(x, w, self.tensors.maybe(f"{name}.bias", n), self.c.eps, heads)
+            return self.b.layernorm(x, w, self.tensors.get(f"{name}.bias", n), self.c.eps, heads)
         return self.b.rmsnorm(x, w, self.c.eps, heads)
 
     def product(self, x: Value, name: str, w: Weight, bias: Weight | None) -> Value:
@@ -112,11 +113,15 @@ class Llama:
     def linear(self, x: Value, name: str, n: int, rope_heads: int = 0) -> Value:
         turned = (rope_heads, self.c.rope_dim) if rope_heads else (0, 0)
         w = self.tensors.get(f"{name}.weight", n, x.width, *turned)
-        return self.product(x, name, w, self.tensors.maybe(f"{name}.bias", n, *turned))
+        return self.product(x, name, w, self.bias(name, n, *turned))
+
+    def bias(self, name: str, n: int, rope_heads: int = 0, rope_dim: int = 0) -> Weight | None:
+        found = (self.tensors.get if self.BIASED else self.tensors.maybe)(f"{name}.bias", n)
+        return found and replace(found, rope_heads=rope_heads, rope_dim=rope_dim)
 
     def rows(self, x: Value, name: str, whole: int, first: int, n: int, rope_heads: int = 0) -> Value:
         """A product with n of the rows of a tensor of `whole`."""
-        w, bias = self.tensors.get(f"{name}.weight", whole, x.width), self.tensors.maybe(f"{name}.bias", whole)
+        w, bias = self.tensors.get(f"{name}.weight", whole, x.width), self.bias(name, whole)
 
         def part(of: Weight) -> Weight:
             return replace(of, n=n, first=first, rope_heads=rope_heads, rope_dim=self.c.rope_dim if rope_heads else 0)

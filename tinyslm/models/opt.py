@@ -17,6 +17,7 @@ from .tensors import Tensors
 
 class Opt(GPT2):
     ACT = "relu"
+    BIASED = False  # there are some without
     OFFSET = 2
 
     def __init__(self, keys: config.Keys, tensors: Tensors, context: int | None = None) -> None:

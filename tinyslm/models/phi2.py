@@ -10,10 +10,14 @@ class Phi2(Llama):
     """LayerNorm; attention and an MLP without a gate side by side; a part of each head turns; biases everywhere."""
 
     PAIRS = "halves"
-    CENTERED = True
+    CENTERED = BIASED = True
     GATED = False
     ACT = "gelu"
 
     def layer(self, i: int, x: Value) -> Value:
         x, y, a = self.attention(i, x, self.norm(x, f"blk.{i}.attn_norm"))
         return self.b.add(self.b.add(x, a), self.feed_forward(i, y))
+
+    def logits(self, x: Value) -> Value:
+        self.tensors.get("output.bias", self.c.vocab)  # must be there
+        return super().logits(x)

@@ -42,6 +42,9 @@ def yarn_table(b: Builder, keys: Keys, c: Config) -> int:
     fast = keys.positive("rope.scaling.yarn_beta_fast", 32.0)
     slow = keys.positive("rope.scaling.yarn_beta_slow", 1.0)
     plain = replace(c, rope_factor=1.0).frequencies(keys.path)
+    if c.rope_base <= 1:
+        raise FileError(keys.path, "a key is absurd", where=f"{c.arch}.rope.freq_base", expected="above 1",
+                        got=c.rope_base)  # fmt: skip
 
     def pair_of(turns: float) -> float:
         """The pair that makes so many full turns over the trained context."""

@@ -46,9 +46,9 @@ class Tensors:
         self.used.add(name)
         return Weight(name, n, k, rope_heads, rope_dim)
 
-    def maybe(self, name: str, n: int, rope_heads: int = 0, rope_dim: int = 0) -> Weight | None:
+    def maybe(self, name: str, n: int) -> Weight | None:
         """An optional vector, such as a bias."""
-        return self.get(name, n, 0, rope_heads, rope_dim) if name in self.tensors else None
+        return self.get(name, n) if name in self.tensors else None
 
     def experts(self, stem: str, count: int, n: int, k: int) -> tuple[Weight, ...]:
         """The matrices of all experts, (n, k) each: of one tensor `stem`_exps, or in older files of one for each."""
