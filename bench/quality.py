@@ -30,7 +30,7 @@ from tinyslm.cli.bench import cpu
 from tinyslm.formats import FORMATS, Format
 from tinyslm.gguf import GGUF, TensorData, write
 from tinyslm.perplexity import Comparison, Estimate, Perplexity, Scorer, measure
-from tinyslm.quantise.rows import quantise_rows
+from tinyslm.quantise.rows import SEARCHED, quantise_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "weights" / "tales-f16.gguf"
@@ -207,13 +207,16 @@ def report(rows: list[Row], base: Perplexity, args: argparse.Namespace) -> str:
     if args.speed:
         head += ["pp512, tokens/s", "tg128, tokens/s"]
     command = f"python bench/quality.py --documents {args.documents}" + (f" --speed {args.speed}" if args.speed else "")
+    foreign = [r.format.name for r in rows if r.format.name not in (*SEARCHED, "F16", "BF16", "Q8_0")]
+    by_ggml = f" The rows of {', '.join(foreign)}, which tinyslm reads and does not write, were rounded by " \
+              "llama.cpp's ggml without an importance matrix (`--ggml LIBRARY`)." if foreign else ""  # fmt: skip
     lines = [
         "# What quantising costs", "",
         *paragraph(
             f"Measured by `{command}` on `{MODEL.name}`: {base.windows} held-out tales, {base.tokens} tokens, each "
             f"tale read from its own BOS. The F16 file with float32 activations has a perplexity of "
             f"{pm(base.perplexity, 1, 4)}; divergences, in nats, are from its probabilities to those of the row. All "
-            "matrices are of the row's type."
+            f"matrices are of the row's type.{by_ggml}"
         ),
         *paragraph(
             "Errors of weights are root mean squares, in percent of that of the weights. *KL* to the first "
