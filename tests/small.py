@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,17 @@ def break_embedding(path: Path, token: int) -> None:
     with path.open("r+b") as raw:
         raw.seek(at)
         raw.write(np.array([np.inf], np.float16).tobytes())
+
+
+def is_writing(pid: int, folder: Path) -> bool:
+    """Whether a process writes a file below a folder: one without a name yet, or with a temporary one."""
+    descriptors = Path(f"/proc/{pid}/fd")
+    for descriptor in descriptors.iterdir() if descriptors.is_dir() else ():
+        with suppress(OSError):
+            name = os.readlink(descriptor)
+            if name.startswith(f"{folder}/") and name.endswith(" (deleted)"):
+                return True
+    return any(folder.rglob(".tinyslm-*.tmp"))
 
 
 def run_python(script: str, *arguments: object, timeout: float = 60, **variables: str) -> str:

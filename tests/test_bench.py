@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import ROOT, STORIES, TINY, tiny_file
+from small import ROOT, STORIES, TINY, is_writing, tiny_file
 
 from tinyslm import OptionError, bench, shapes
 from tinyslm.backends import has_native
@@ -419,7 +419,7 @@ def test_ctrl_c_leaves_what_is_there(tmp_path: Path, kind: str, first: bytes) ->
 def test_ctrl_c_leaves_no_part_of_a_file(tmp_path: Path) -> None:
     with started(tmp_path, "--shape", "llama-3.2-1b", "--type", "f16") as process:
         deadline = time.monotonic() + 40
-        while not list(tmp_path.glob("tinyslm/.making-*/.tinyslm-*.tmp")):
+        while not is_writing(process.pid, tmp_path / "tinyslm"):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

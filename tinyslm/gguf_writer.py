@@ -1,11 +1,11 @@
-"""Writes GGUF version 3: the header, then tensor by tensor, streamed into a temporary file, renamed when whole."""
+"""Writes GGUF version 3: the header, then tensor by tensor, streamed into a file that gets its name when whole."""
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -18,6 +18,7 @@ from tinyslm.formats import TYPES
 from tinyslm.gguf_header import DEFAULT_ALIGNMENT, DTYPES, MAGIC, MAX_ALIGNMENT, SCALARS, ValueType
 
 _TEMPORARY = ".tinyslm-{pid}-"
+_DESCRIPTORS = "/proc/self/fd"
 _KINDS = {dtype: ValueType(kind) for kind, dtype in DTYPES.items()}
 
 
@@ -61,27 +62,50 @@ def write(
     header = _header(metadata, kinds, listed, alignment)
     if not path.name:
         raise OptionError(f"{str(path)!r} is no name for a file")
-    temporary = path.with_name(f"{_TEMPORARY.format(pid=os.getpid())}{os.urandom(8).hex()}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with _appearing(path) as file:
             file.write(header)
             for tensor in listed:
                 _pad(file, alignment)
                 _write_data(file, tensor)
                 _pad(file, alignment)
+    except OSError as error:
+        raise FileError(path, f"cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[BinaryIO]:
+    """A file that has its name once the block is done and all is on disk; should that fail, nothing is left behind.
+
+    Linux has files without a name, which not even a killed process leaves; elsewhere it has a temporary one.
+    """
+    temporary = path.with_name(f"{_TEMPORARY.format(pid=os.getpid())}{os.urandom(8).hex()}.tmp")
+    nameless = _nameless(path.parent)
+    try:
+        with nameless or open(temporary, "xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
+            if nameless:  # src_dir_fd is not needed, but only with it does Python follow the first name
+                os.link(f"{_DESCRIPTORS}/{file.fileno()}", temporary, src_dir_fd=file.fileno(), follow_symlinks=True)
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):
-            raise FileError(path, f"cannot be written: {error.strerror}") from error
         raise
 
 
+def _nameless(folder: Path) -> BinaryIO | None:
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir(_DESCRIPTORS):
+        return None
+    try:
+        return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666), "wb")
+    except OSError:  # not every file system has them; what else is wrong, opening a name says
+        return None
+
+
 def unfinished(folder: Path) -> list[Path]:
-    """The files that this process is writing there, under the names that they have until they are whole."""
+    """The files that this process is writing there, of those that have a name before they are whole."""
     return list(folder.glob(_TEMPORARY.format(pid=os.getpid()) + "*.tmp"))
 
 
