@@ -1,7 +1,7 @@
 """What each tensor type costs in quality, and what rounding activations to int8 adds, on the tales model.
 
-    python bench/quality.py --out bench/QUALITY.md
-    python bench/quality.py --types Q4_0,Q4_K --documents 100 --speed smollm2-135m
+    python bench/quality.py --ggml libggml-base.so --speed llama-3.2-1b --out bench/QUALITY.md    # the whole page
+    python bench/quality.py --types Q4_0,Q4_K --out bench/QUALITY.md    # two rows of it, without their speed
 
 Every matrix of the model is rounded to the type, and held-out tales are read by the result, each from its own BOS,
 every token scored. With float32 activations the divergence from the F16 file is the cost of quantising; the divergence
@@ -15,7 +15,6 @@ import argparse
 import ctypes
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,21 +22,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import quality_page
+from quality_page import BLOCKS, Page
 
 from tinyslm import OptionError, bench, shapes
 from tinyslm.backends.base import ACTIVATION_BLOCK
 from tinyslm.cli.bench import cpu
-from tinyslm.formats import FORMATS, Format
+from tinyslm.formats import BY_NAME, Format
 from tinyslm.gguf import GGUF, TensorData, write
+from tinyslm.mixes import MIXES
 from tinyslm.perplexity import Comparison, Estimate, Perplexity, Scorer, measure
-from tinyslm.quantise.rows import SEARCHED, quantise_rows
+from tinyslm.quantise.rows import quantise_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "weights" / "tales-f16.gguf"
-BLOCKS = (32, 64, 128, 256)
 GAUSSIAN = 1 << 20  # weights
-NUMBERS = ("F32", "F64", "I8", "I16", "I32", "I64")  # not what models are quantised to
-CASES = (bench.Case(512, 0), bench.Case(0, 128))
+PROMPT, GENERATED = 512, 64  # tokens whose speed is measured
+REPETITIONS = 3
 
 
 class Recorded:
@@ -89,14 +90,13 @@ def rounded_rows(form: Format, rows: np.ndarray) -> np.ndarray:
 def types(wanted: str | None) -> list[Format]:
     """All that weights can be rounded to here, the largest first; or those named."""
     found = {}
-    for form in sorted(FORMATS.values(), key=lambda f: (-f.bytes / f.block, f.name)):
+    for name in quality_page.TYPES:
         with suppress(OptionError):
-            if form.name not in NUMBERS:
-                rounded_rows(form, np.zeros((1, form.block), np.float32))
-                found[form.name] = form
+            rounded_rows(BY_NAME[name], np.zeros((1, BY_NAME[name].block), np.float32))
+            found[name] = BY_NAME[name]
     names = wanted.upper().split(",") if wanted else list(found)
     if unknown := [name for name in names if name not in found]:
-        sys.exit(f"cannot round to {', '.join(unknown)}; there are {', '.join(found)}")
+        sys.exit(f"cannot round to {', '.join(unknown)}; there are {', '.join(found)} (--ggml has more)")
     return [found[name] for name in names]
 
 
@@ -135,14 +135,16 @@ def gaussian(form: Format) -> float:
 
 
 def speed(form: Format, shape: str, folder: Path, threads: int | None) -> list[bench.Result]:
-    """Prompt and generation on random weights; nothing where the type has none."""
-    if form.name not in shapes.MAKERS:
-        return []
+    """Prompt and generation on random weights in the type's mix; where it has none, all matrices are of the type."""
     path = folder / f"{shape}-{form.name}.gguf"
-    shapes.make(path, shapes.SHAPES[shape], form.name)
+    mix = next((name for name in (f"{form.name}_S", form.name) if name in MIXES), None)
+    if mix:
+        shapes.Mixed(shape, mix).write(path)
+    else:
+        shapes.make(path, shapes.SHAPES[shape], form.name)
     try:
         with bench.Bench(path, threads) as b:
-            return [b.run(case) for case in CASES]
+            return [b.run(case, REPETITIONS) for case in (bench.Case(PROMPT, 0), bench.Case(0, GENERATED))]
     finally:
         path.unlink()
 
@@ -172,23 +174,13 @@ def pm(x: Estimate, scale: float = 1, digits: int = 2) -> str:
     return f"{scale * x.value:.{digits}f} ± {scale * x.error:.{digits}f}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *["--:"] * (len(head) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
-
-
-def paragraph(text: str) -> list[str]:
-    return [*textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False), ""]
-
-
 def costs(r: Row) -> list[str]:
     c, all_ = r.quantised.comparison, r.engine.comparison
-    fast = [f"{x.record()['avg_ts']:.0f} ± {x.record()['stddev_ts']:.0f} ({x.share:.0%})" for x in r.speed]
     return [
-        r.format.name, f"{8 * r.format.bytes / r.format.block:.4g}",
+        f"{8 * r.format.bytes / r.format.block:.4g}",
         f"{100 * r.gaussian:.3g}", f"{100 * r.weights:.3g}",
         pm(c.kl, 1e3, 3), f"{1e3 * c.kl_99:.2f}", pm(c.same_top, 100), pm(r.quantised.perplexity, 1, 4),
-        pm(all_.kl, 1e3, 3), pm(r.engine.perplexity, 1, 4), pm(all_.ratio, 1, 5), *fast,
+        pm(all_.kl, 1e3, 3), pm(r.engine.perplexity, 1, 4), pm(all_.ratio, 1, 5),
     ]  # fmt: skip
 
 
@@ -197,53 +189,59 @@ def activations(r: Row) -> list[str]:
     own = ACTIVATION_BLOCK[r.format.name]
     cells = {n: pm(c.kl, 1e3, 3) for n, c in r.rounded.items()}
     share = r.rounded_in_engine.kl.value / r.quantised.comparison.kl.value
-    return [r.format.name, *(f"**{v}**" if n == own else v for n, v in cells.items()),
+    return [*(f"**{v}**" if n == own else v for n, v in cells.items()),
             pm(r.rounded_in_engine.kl, 1e3, 3), f"{share:.3f}"]  # fmt: skip
 
 
-def report(rows: list[Row], base: Perplexity, args: argparse.Namespace) -> str:
-    head = ["type", "bits a weight", "error, Gaussian %", "error, tales %", "KL × 1000", "99%", "same top %",
-            "perplexity", "engine: KL × 1000", "perplexity", "ratio to F16"]  # fmt: skip
-    if args.speed:
-        head += ["pp512, tokens/s", "tg128, tokens/s"]
-    command = f"python bench/quality.py --documents {args.documents}" + (f" --speed {args.speed}" if args.speed else "")
-    foreign = [r.format.name for r in rows if r.format.name not in (*SEARCHED, "F16", "BF16", "Q8_0")]
-    by_ggml = f" The rows of {', '.join(foreign)}, which tinyslm reads and does not write, were rounded by " \
-              "llama.cpp's ggml without an importance matrix (`--ggml LIBRARY`)." if foreign else ""  # fmt: skip
-    lines = [
-        "# What quantising costs", "",
-        *paragraph(
-            f"Measured by `{command}` on `{MODEL.name}`: {base.windows} held-out tales, {base.tokens} tokens, each "
-            f"tale read from its own BOS. The F16 file with float32 activations has a perplexity of "
-            f"{pm(base.perplexity, 1, 4)}; divergences, in nats, are from its probabilities to those of the row. All "
-            f"matrices are of the row's type.{by_ggml}"
-        ),
-        *paragraph(
-            "Errors of weights are root mean squares, in percent of that of the weights. *KL* to the first "
-            "*perplexity* have float32 activations, so they show what quantising the weights costs; *engine* is all of "
-            "it, with activations rounded to int8 as the kernels do it. ± is one standard error, over tokens."
-        ),
-        *table(head, [costs(r) for r in rows]), "",
-    ]  # fmt: skip
-    if args.speed:
-        lines += paragraph(f"Speed: random weights in the shape of {args.speed}, all matrices of the type, {cpu()}; in "
-                           "brackets the share of this machine's limit (see README.md).")  # fmt: skip
-    if quantised := [r for r in rows if r.rounded]:
-        lines += [
-            "## Of that, rounding activations to int8", "",
-            *paragraph(
-                "KL × 1000 from the same weights with float32 activations, by the number of activations that share a "
-                "scale; **bold** is the length that the kernels of the type have. *Engine* is the engine itself, and "
-                "*share* its divergence beside that of quantising the weights."
-            ),
-            *table(["type", *map(str, BLOCKS), "engine", "share"], [activations(r) for r in quantised]), "",
-        ]  # fmt: skip
-    return "\n".join(lines)
+def fast(results: list[bench.Result]) -> list[str]:
+    return [f"{x.record()['avg_ts']:.0f} ± {x.record()['stddev_ts']:.0f} ({x.share:.0%})" for x in results]
+
+
+def about(base: Perplexity) -> str:
+    return (
+        f"On `{MODEL.name}`: {base.windows} held-out tales, {base.tokens} tokens, each tale read from its own BOS. The "
+        f"F16 file with float32 activations has a perplexity of {pm(base.perplexity, 1, 4)}; divergences, in nats, are "
+        "from its probabilities to those of the row."
+    )
+
+
+def machine(shape: str) -> str:
+    return (
+        f"Tokens a second and, in brackets, the share of the machine's limit probed beside it (see README.md): random "
+        f"weights in the shape of {shape}, in llama.cpp's mix for the type (`_S` where there are several), or all "
+        f"matrices of the type where it has none; {cpu()}, {REPETITIONS} repetitions (`--speed {shape}`)."
+    )
+
+
+def page_of(base: Perplexity, args: argparse.Namespace) -> Page:
+    """The page that rows go into: with --types, the one that is there, which must have been measured alike."""
+    page = Page(about(base), machine=machine(args.speed) if args.speed else "")
+    if not (args.types and args.out and args.out.exists()):
+        return page
+    old = quality_page.read(args.out.read_text())
+    if old.about != page.about:
+        sys.exit(
+            f"{args.out} was measured otherwise, so no rows of it can be replaced: name another file, or measure all"
+        )
+    if args.speed and old.machine and old.machine != page.machine:
+        sys.exit(f"the speeds of {args.out} are of another shape or machine: name another file, or leave out --speed")
+    old.machine = old.machine or page.machine
+    return old
+
+
+def put(page: Page, r: Row) -> None:
+    name = r.format.name
+    page.costs[name] = costs(r)
+    if r.rounded:
+        page.rounding[name] = activations(r)
+    if r.speed:
+        page.speed[name] = fast(r.speed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="what each tensor type costs in quality")
-    parser.add_argument("--types", help="names with commas between (all that weights can be rounded to)")
+    parser.add_argument("--types", help="names with commas between (all that weights can be rounded to); other rows of "
+                        "--out stay as they are")  # fmt: skip
     parser.add_argument("--documents", type=int, default=16, help="held-out tales (16)")
     parser.add_argument("--ggml", metavar="LIBRARY", help="libggml-base.so, for the types that tinyslm only reads")
     parser.add_argument("--speed", metavar="SHAPE", choices=shapes.SHAPES, help="measure the speed in this shape too")
@@ -252,21 +250,20 @@ def main() -> None:
     args = parser.parse_args()
     if args.ggml:
         GGML.append(ctypes.CDLL(args.ggml))
-    forms, rows = types(args.types), list[Row]()
+    forms = types(args.types)
     with Scorer(MODEL, threads=args.threads, activations=0) as model:
         texts = heldout(model, args.documents)
         base, own = Recorded(model, texts), measure(model, texts, first=0)
+    page = page_of(own, args)
     with tempfile.TemporaryDirectory() as folder:
         for form in forms:
             begin = time.perf_counter()
-            rows.append(row(form, texts, base, args, Path(folder)))
-            kl = rows[-1].quantised.comparison.kl.value
-            print(f"{form.name}: KL {kl:.6f}, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-    text = report(rows, own, args)
-    if args.out:
-        args.out.write_text(text)
-    else:
-        print(text)
+            put(page, row(form, texts, base, args, Path(folder)))
+            print(f"{form.name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+            if args.out:  # after each row, so that an interrupted run leaves what it has
+                args.out.write_text(page.text(PROMPT, GENERATED))
+    if not args.out:
+        print(page.text(PROMPT, GENERATED), end="")
 
 
 if __name__ == "__main__":
