@@ -153,6 +153,7 @@ def test_the_verbs(source: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     for wanted, code, *args in (
         ("there is no type 'Q4_KM'; did you mean Q4_K_M? there are F32, F16, ", 2, source, out, "Q4_KM"),
+        ("nothing here quantises to IQ2_XS; did you mean IQ4_XS? there are F32, ", 2, source, out, "iq2_xs"),
         ("no such file", 1, tmp_path / "none.gguf", out, "Q4_0"),
         ("is the file that is read", 1, source, source, "Q4_0"),
     ):
@@ -173,7 +174,11 @@ def test_a_process_that_is_ended_leaves_nothing(tmp_path: Path, name: str) -> No
     (out / "q.gguf").write_bytes(b"old")
     command = [*TINYSLM, "quantize", str(source), str(out / "q.gguf"), "Q2_K", "-t", "1"]
     slow = {**ENVIRONMENT, "TINYSLM_ISA": "scalar"}
-    process = subprocess.Popen(command, env=slow, stderr=subprocess.PIPE)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it reaches one in the background too
+    try:
+        process = subprocess.Popen(command, env=slow, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not is_writing(process.pid, out):
         assert process.poll() is None
         time.sleep(0.01)

@@ -80,6 +80,7 @@ def discarding(target: Path) -> Iterator[None]:
 
 def _mix(args: Namespace) -> str:
     """The mix that was named; a usage error, with the nearest name, where there is none such."""
+    from ..formats import TYPE_IDS
     from ..mixes import ALIASES, MIXES
 
     name: str = ALIASES.get(args.type.upper(), args.type.upper())
@@ -88,5 +89,6 @@ def _mix(args: Namespace) -> str:
 
         near = difflib.get_close_matches(name, MIXES, 1)
         mean = f"did you mean {near[0]}? " if near else ""
-        args.parser.error(f"there is no type {args.type!r}; {mean}there are {', '.join(MIXES)}")
+        what = f"nothing here quantises to {name}" if name in TYPE_IDS else f"there is no type {args.type!r}"
+        args.parser.error(f"{what}; {mean}there are {', '.join(MIXES)}")
     return name
