@@ -99,6 +99,7 @@ def test_speeds(quality: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A few tokens on a small shape: in the mix of a type, or with all matrices of it where there is none."""
     monkeypatch.setattr(quality, "PROMPT", 4)
     monkeypatch.setattr(quality, "GENERATED", 2)
+    monkeypatch.setattr(quality, "REPETITIONS", 1)
     monkeypatch.setitem(shapes.SHAPES, "tiny", shapes.Shape(2, 256, 4, 2, 256, 400, 256, True))
     page = quality.Page("about", machine="speeds")
     for name in ("Q4_K", "IQ2_S"):
