@@ -43,6 +43,17 @@ def break_embedding(path: Path, token: int) -> None:
         raw.write(np.array([np.inf], np.float16).tobytes())
 
 
+def has_nameless(folder: Path) -> bool:
+    """Whether files without a name can be made in a folder: Linux, and not every file system."""
+    if not hasattr(os, "O_TMPFILE"):
+        return False
+    try:
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY))
+    except OSError:
+        return False
+    return True
+
+
 def is_writing(pid: int, folder: Path) -> bool:
     """Whether a process writes a file below a folder: one without a name yet, or with a temporary one."""
     descriptors = Path(f"/proc/{pid}/fd")

@@ -17,6 +17,7 @@ import pytest
 from ggufs import REAL_FILES, SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import has_nameless
 
 from tinyslm.errors import ClosedError, FileError, OptionError, UnsupportedError
 from tinyslm.formats import TYPE_IDS
@@ -357,12 +358,19 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, metadata: dict[st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
-    path = put(tmp_path, b"old")
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nameless: bool) -> None:
+    """Where a file can be without a name until it is whole, and elsewhere."""
+    path, seen = put(tmp_path, b"old"), list[int]()
+    if not nameless:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
 
-    def chunks():
+    def chunks(fails: bool = True):
         yield np.zeros(1, np.float32)
-        raise KeyboardInterrupt
+        seen.append(len(list(tmp_path.glob(".tinyslm-*.tmp"))))
+        if fails:
+            raise KeyboardInterrupt
+        yield np.ones(1, np.float32)
 
     with pytest.raises(KeyboardInterrupt):
         write(path, {}, [("t", (2,), 0, chunks())])
@@ -370,6 +378,11 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
     with pytest.raises(FileError, match="cannot be written"):
         write(tmp_path / "none" / "m.gguf", {})
+    write(path, {}, [("t", (2,), 0, chunks(False))])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.gguf"]
+    with GGUF.open(path) as file:
+        assert file.read(file.tensors["t"]).view("<f4").ravel().tolist() == [0, 1]
+    assert seen == [0 if has_nameless(tmp_path) else 1] * 2
     with pytest.raises(OptionError):
         write("", {})
 
