@@ -119,6 +119,21 @@ def test_sums_are_those_of_the_reference_backend(tmp_path: Path) -> None:
         collect_importance(path, "one", tmp_path / "m.gguf", context=600)
 
 
+def test_targets_that_cannot_be_written_are_refused_at_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyslm.quantise.collect.Engine.step", None)
+    before = source.read_bytes()
+    for target, kind, wanted in (
+        (source, OptionError, "is the file that is read"),
+        (tmp_path, FileError, "this is a directory"),
+        (tmp_path / "none" / "m.gguf", FileError, "its folder does not exist"),
+    ):
+        with pytest.raises(kind, match=wanted):
+            collect_importance(source, "abc " * 100, target, context=64)
+    assert source.read_bytes() == before
+
+
 def test_importance_of_experts(tmp_path: Path) -> None:
     """Each expert's sums are of the tokens that the router sent there; quantising goes by them."""
     golden, path = ROOT / "tests" / "goldens" / "mixtral.gguf", tmp_path / "mixtral.gguf"

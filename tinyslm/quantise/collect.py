@@ -21,6 +21,7 @@ from ..kvcache import Sequence
 from ..model import file_tensors
 from ..ops import Op, Program, Value
 from ..tokenizer import Tokenizer
+from .file import check_room, check_target
 from .imatrix import write_importance
 
 ROWS = 64  # tokens in a step: every value of it stays in memory
@@ -44,15 +45,16 @@ def collect_importance(
     it, no ops fused, so that each value can be looked at: that takes more memory and time than `load`. Gives back the
     number of chunks.
 
-    Raises FileError, OptionError for a text that is shorter than a chunk, NonFiniteError, BackendError where the C core
-    was not built.
+    Raises FileError, OptionError for a text that is shorter than a chunk and where model and target are one file,
+    NonFiniteError, BackendError where the C core was not built.
     """
     if not has_native():
         raise BackendError(f"an importance matrix needs the C core, which was not built: {REMEDY}")
     from ..backends.native import Native
 
-    path = Path(path)
+    path, target = Path(path), Path(target)
     with GGUF.open(path) as file:
+        check_target(file, target)
         program = models.build(Keys(path, file.metadata), file_tensors(file))
         words = tokenizer.load(file.metadata, path)
         if context > program.context:
@@ -60,6 +62,7 @@ def collect_importance(
         pieces = _chunks(words, text, context)[:chunks]
         backend = Native(program, Weights(file), threads or default_threads(), ROWS, fuse=False)
     sums = Sums(program)
+    check_room(target, sum(squares.nbytes for squares in sums.squares.values()))
     engine = Engine(program, backend)
     try:
         for i, ids in enumerate(pieces):
@@ -75,7 +78,7 @@ def collect_importance(
             engine.cache.free(sequence)
     finally:
         engine.close()
-    write_importance(Path(target), sums.squares, sums.counts, len(pieces), context, dataset)
+    write_importance(target, sums.squares, sums.counts, len(pieces), context, dataset)
     return len(pieces)
 
 

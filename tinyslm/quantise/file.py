@@ -76,10 +76,7 @@ def quantise_file(
     if mix not in MIXES:
         raise OptionError(f"there is no type {mix!r}; there are {', '.join(MIXES)}")
     with GGUF.open(source) as file:
-        if target.is_dir():
-            raise FileError(target, "this is a directory: name the file to be written")
-        if target.exists() and any(os.path.samefile(part, target) for part in file.sizes):
-            raise OptionError(f"{target} is the file that is read: name another one to be written")
+        check_target(file, target)
         types = target_types(file, mix, importance)
         _check_sources(file, types, requantise)
         if importance:
@@ -213,6 +210,14 @@ def _result(file: GGUF, types: dict[str, str]) -> Result:
         after += weights[name] // size.block * size.bytes
     before = sum(tensor.nbytes for tensor in file.tensors.values())
     return Result(before, after, sum(weights.values()), Counter(types.values()))
+
+
+def check_target(file: GGUF, target: Path) -> None:
+    """FileError where the target is a directory, OptionError where it is the file that is read."""
+    if target.is_dir():
+        raise FileError(target, "this is a directory: name the file to be written")
+    if target.exists() and any(os.path.samefile(part, target) for part in file.sizes):
+        raise OptionError(f"{target} is the file that is read: name another one to be written")
 
 
 def check_room(target: Path, size: int) -> None:
