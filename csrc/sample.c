@@ -22,8 +22,10 @@
 #include <string.h>
 #include "api.h"
 #include "fpstate.h"
+#include "lanes.h"
+#include "weight.h"
 
-enum { BLOCK = 128, MAX_VOCAB = 1 << 22, WEIGHT_BITS = 40, BUCKETS = 256 };
+enum { BLOCK = 128, MAX_VOCAB = 1 << 22, WEIGHT_BITS = SLM_WEIGHT_BITS, BUCKETS = 256 };
 
 typedef struct {
     uint64_t *key;    /* candidates, ascending id */
@@ -60,40 +62,18 @@ static workspace divide_scratch(void *scratch, int32_t n_vocab)
 
 /* ---- arithmetic ---- */
 
-static inline uint64_t bits_of_double(double v) { uint64_t u; memcpy(&u, &v, 8); return u; }
-static inline double double_of_bits(uint64_t u) { double v; memcpy(&v, &u, 8); return v; }
 static inline uint32_t bits_of_float(float v) { uint32_t u; memcpy(&u, &v, 4); return u; }
 static inline float float_of_bits(uint32_t u) { float v; memcpy(&v, &u, 4); return v; }
 
-/* round(exp(d) * 2^40) for d <= 0. exp(d) = 2^k exp(r), |r| <= ln(2) / 2, exp(r) by its Taylor polynomial of degree 9:
-   relative error below 1e-11. Adding 1.5 * 2^52 (then 2^52) rounds to an integer and leaves it in the low bits. */
-static inline uint64_t weight_of(double d)
-{
-    const double to_integer = 6755399441055744.0;
-    d = d > -40.0 ? d : -40.0; /* e^-40 is far below half a unit, and k stays small */
-    double shifted = d * 1.4426950408889634 + to_integer;
-    double r = d - (shifted - to_integer) * 0.6931471805599453;
-    double p = 1.0 / 362880.0;
-    p = p * r + 1.0 / 40320.0;
-    p = p * r + 1.0 / 5040.0;
-    p = p * r + 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
-    double power = double_of_bits((bits_of_double(shifted) + 1023 + WEIGHT_BITS) << 52);
-    return bits_of_double(p * power + 4503599627370496.0) & 0xfffffffffffffu;
-}
+static inline uint64_t weight_of(double d) { return slm_weight(d > SLM_WEIGHT_LEAST ? d : SLM_WEIGHT_LEAST); }
 
 /* Natural logarithm of a positive normal double: y = 2^e m, sqrt(1/2) <= m < sqrt(2), log m = 2 atanh((m-1)/(m+1));
    absolute error of the series below 2e-14. */
 static double natural_log(double y)
 {
-    uint64_t bits = bits_of_double(y);
+    uint64_t bits = slm_double_bits(y);
     int e = (int)(bits >> 52) - 1023;
-    double m = double_of_bits((bits & 0xfffffffffffffu) | 0x3ff0000000000000u);
+    double m = slm_bits_double((bits & 0xfffffffffffffu) | 0x3ff0000000000000u);
     if (m >= 1.4142135623730951) {
         m = m * 0.5;
         e++;
@@ -293,12 +273,31 @@ static int32_t gather_largest(const float *x, int32_t n, int32_t k, const worksp
     return m > k ? keep_from(w->key, m, cutoff(w->key, NULL, m, (uint64_t)k, w->member)) : m;
 }
 
+typedef float eight_floats __attribute__((vector_size(32)));
+typedef double eight_doubles __attribute__((vector_size(64)));
+typedef uint64_t eight_bits __attribute__((vector_size(64)));
+#define WEIGHT_ISA plain
+#include "weight.inc"
+#if defined(__x86_64__)
+TARGET_BEGIN("avx2")
+#define WEIGHT_ISA avx2
+#include "weight.inc"
+TARGET_END
+TARGET_BEGIN("avx512f,avx512dq,avx2")
+#define WEIGHT_ISA avx512
+#include "weight.inc"
+TARGET_END
+#endif
+
 static uint64_t raw_total(const float *x, int32_t n, double max)
 {
-    uint64_t total = 0;
-    for (int32_t i = 0; i < n; i++)
-        total += weight_of((double)x[i] - max);
-    return total;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
+        return total_weight_avx512(x, n, max);
+    if (__builtin_cpu_supports("avx2"))
+        return total_weight_avx2(x, n, max);
+#endif
+    return total_weight_plain(x, n, max);
 }
 
 /* ---- the steps ---- */

@@ -16,6 +16,7 @@ import cffi
 import numpy as np
 import pytest
 
+from tinyslm import sampling
 from tinyslm.errors import NonFiniteError, OptionError
 from tinyslm.sampling import Sampling, log_probabilities, natural_log, random_bits, sample, splitmix
 
@@ -32,7 +33,8 @@ def native_library(folder: Path, *flags: str) -> tuple[Any, Any]:
     if compiler is None:
         pytest.skip("no C compiler")
     target = folder / f"sample{''.join(flags)}.so"
-    command = [compiler, "-ffp-contract=off", "-fPIC", "-shared", *flags, str(CSRC / "sample.c"), "-o", str(target)]
+    command = [compiler, "-ffp-contract=off", "-Wno-psabi", "-fPIC", "-shared", *flags, str(CSRC / "sample.c")]
+    command += ["-o", str(target)]
     subprocess.run(command, check=True, timeout=60)
     ffi = cffi.FFI()
     ffi.cdef((CSRC / "api.h").read_text())
@@ -84,6 +86,37 @@ class Native:
 @pytest.fixture(scope="session")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Native:
     return Native(native_library(tmp_path_factory.mktemp("sample"), "-O3", "-Wall", "-Wextra", "-Werror"))
+
+
+WIDTHS = """
+#include "sample.c"
+__attribute__((visibility("default"))) int widths(const float *x, int32_t n, double max, uint64_t *out) {
+  int count = 0;
+  out[count++] = total_weight_plain(x, n, max);
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) out[count++] = total_weight_avx2(x, n, max);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
+    out[count++] = total_weight_avx512(x, n, max);
+#endif
+  return count;
+}
+"""
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 1000, 49155])
+def test_sum_of_weights_is_the_same_in_all_registers(tmp_path: Path, n: int) -> None:
+    compiler = shutil.which("gcc") or shutil.which("cc") or pytest.skip("no C compiler")
+    (tmp_path / "widths.c").write_text(WIDTHS)
+    command = [compiler, "-std=gnu11", "-O2", "-ffp-contract=off", "-Wno-psabi", "-fPIC", "-shared", f"-I{CSRC}"]
+    subprocess.run([*command, str(tmp_path / "widths.c"), "-o", str(tmp_path / "widths.so")], check=True, timeout=60)
+    x = np.random.default_rng(n).normal(0, 12, n).astype(np.float32)
+    x[0] = x.max()  # so that the first is the largest
+    x[n // 2 :: 50] = -np.finfo(np.float32).max
+    ffi = cffi.FFI()
+    ffi.cdef("int widths(const float *, int32_t, double, uint64_t *);")
+    found = ffi.new("uint64_t[3]")
+    count = ffi.dlopen(str(tmp_path / "widths.so")).widths(ffi.from_buffer("float[]", x), n, float(x[0]), found)
+    assert set(found[0:count]) == {int(sampling._weights(x.astype(np.float64) - float(x[0])).sum())}
 
 
 def same(native: Native, logits: np.ndarray, params: Sampling, index: int = 0, recent: Sequence[int] = (),
