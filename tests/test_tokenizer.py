@@ -173,13 +173,13 @@ def test_control_tokens_in_text() -> None:
 def test_quick_enough() -> None:
     with GGUF.open(DATA / "vocab" / "ggml-vocab-llama-bpe.gguf") as file:
         metadata = file.metadata
-    start = time.perf_counter()
+    start = time.process_time()
     tok = load(metadata)
-    assert time.perf_counter() - start < 3  # half a second when the machine is idle
-    start = time.perf_counter()
+    assert time.process_time() - start < 3  # half a second; on the processor, for others may use it too
+    start = time.process_time()
     for text in ("a" * 300_000, " " * 300_000 + "x", "<|" * 150_000, "é" * 300_000):
         assert tok.decode(tok.encode(text, special=True)) == text
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 # Made-up vocabularies against slow oracles
