@@ -94,6 +94,13 @@ def test_stream_is_generate_in_pieces(model: tinyslm.Model) -> None:
     assert next(stream, None) is None
 
 
+def test_stream_without_logprobs(model: tinyslm.Model) -> None:
+    with_them = list(model.stream("Once", max_tokens=8, seed=1))
+    without = list(model.stream("Once", max_tokens=8, seed=1, logprobs=False))
+    assert [p.token for p in without] == [p.token for p in with_them]
+    assert {p.logprob for p in without} == {None}
+
+
 def test_logprobs_are_those_of_the_logits(model: tinyslm.Model) -> None:
     ids = model.tokenizer.encode("hello")
     for piece in model.stream("hello", max_tokens=5, seed=3, repeat_penalty=1.2, ignore_eos=True):

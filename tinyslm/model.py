@@ -192,12 +192,13 @@ class Model:
             self._scheduler.cancel(*requests)
             raise
 
-    def stream(self, prompt: str, **options: Any) -> Stream:
+    def stream(self, prompt: str, *, logprobs: bool = True, **options: Any) -> Stream:
         """The pieces of the text as they come: piece.text, piece.token, piece.logprob. Options as for generate.
 
+        logprobs=False saves the sum over the vocabulary that a log probability takes; piece.logprob is None then.
         Closing the stream, or leaving its loop, cancels the request.
         """
-        return self._stream(self._request(self._encoded(prompt), 0, True, options))
+        return self._stream(self._request(self._encoded(prompt), 0, logprobs, options))
 
     def _stream(self, request: GenerateRequest) -> Stream:
         return Stream(request, self._pieces(request), lambda: self._scheduler.cancel(request))

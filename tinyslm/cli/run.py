@@ -110,7 +110,7 @@ def run(args: Namespace) -> int:
     run.load_s = run.lap()
     with model:
         stream = model.stream(text, max_tokens=UNLIMITED if args.tokens == -1 else args.tokens,
-                              stop=args.stop or (), ignore_eos=args.ignore_eos, **sampling)  # fmt: skip
+                              stop=args.stop or (), ignore_eos=args.ignore_eos, logprobs=False, **sampling)  # fmt: skip
         _write(stream, run, None if args.json else output)
         report = run.report(model, stream)
         if args.json:
