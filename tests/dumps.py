@@ -236,15 +236,20 @@ def zoo(folder: Path) -> Path:
     return path
 
 
+def families(folder: Path) -> Iterator[Path]:
+    """The dumps of every family's golden, and of the ops that no family may have."""
+    yield zoo(folder)
+    for i, path in enumerate(sorted(GOLDENS.glob("*.gguf"))):
+        with GGUF.open(path) as file:
+            yield real(folder / f"{path.stem}.dump", file, "q8_0" if i % 2 else "f16")
+
+
 def make_all(folder: Path) -> Iterator[Path]:
     """The dumps of every shape, fused and not, of every family, and of the real files where they are."""
     for name, shape in SHAPES.items():
         for fuse in (True, False):
             yield make(folder, name, shape, fuse)
-    yield zoo(folder)
-    for i, path in enumerate(sorted(GOLDENS.glob("*.gguf"))):
-        with GGUF.open(path) as file:
-            yield real(folder / f"{path.stem}.dump", file, "q8_0" if i % 2 else "f16")
+    yield from families(folder)
     for path in sorted(STORIES.glob("*.gguf")):
         with GGUF.open(path) as file:
             yield real(folder / f"{path.stem}.dump", file)

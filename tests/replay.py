@@ -129,15 +129,16 @@ def damage(whole: bytes, rng: np.random.Generator) -> bytes:
 
 
 def fuzz(driver: Driver, folder: Path, isas: Sequence[str], rounds: range) -> int:
-    """Each round: a random model on every instruction set, then 20 damaged copies of its dump, which must be refused
-    or run without a sanitizer's word. How many went wrong; what did is kept."""
+    """Each round: a random model on every instruction set, then 20 damaged copies of its dump and of a family's, which
+    must be refused or run without a sanitizer's word. How many went wrong; what did is kept."""
     wrong = slow = 0
+    known, broken = list(dumps.families(folder)), folder / "broken.dump"
     for seed in rounds:
         path = dumps.make(folder, "fuzz", dumps.random_shape(seed), bool(seed % 2), seed)
         wrong += check(driver, [path], isas, [1 + seed % 4], False)
-        rng, whole, broken = np.random.default_rng(seed), path.read_bytes(), folder / "broken.dump"
+        rng, wholes = np.random.default_rng(seed), [path.read_bytes(), known[seed % len(known)].read_bytes()]
         for i in range(20):
-            broken.write_bytes(damage(whole, rng))
+            broken.write_bytes(damage(wholes[i % 2], rng))
             try:
                 run = driver.run(str(broken), "--isa", isas[i % len(isas)], timeout=20)
             except subprocess.TimeoutExpired:
