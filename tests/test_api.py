@@ -183,7 +183,7 @@ def test_last_out_of_range(model: tinyslm.Model, last: int) -> None:
     "options",
     [
         {"threads": 0}, {"threads": -1}, {"threads": 1025}, {"threads": 1.0}, {"threads": "2"}, {"threads": True},
-        {"context": 0}, {"context": 2**25}, {"chunk": 0}, {"chunk": 2**17}, {"chunk": None}, {"backend": "cuda"},
+        {"context": 0}, {"context": 2**25}, {"chunk": 0}, {"chunk": 2**17}, {"chunk": "8"}, {"backend": "cuda"},
     ],
 )  # fmt: skip
 def test_load_options_out_of_range(path: Path, options: dict[str, object]) -> None:
