@@ -20,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#include "api.h"
+#include "engine.h"
 #include "fpstate.h"
 #include "lanes.h"
 #include "weight.h"
@@ -292,9 +292,9 @@ TARGET_END
 static uint64_t raw_total(const float *x, int32_t n, double max)
 {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
+    if (slm_cpu_has(SLM_CPU_AVX512))
         return total_weight_avx512(x, n, max);
-    if (__builtin_cpu_supports("avx2"))
+    if (slm_cpu_has(SLM_CPU_AVX2))
         return total_weight_avx2(x, n, max);
 #endif
     return total_weight_plain(x, n, max);

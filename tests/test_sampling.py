@@ -33,8 +33,8 @@ def native_library(folder: Path, *flags: str) -> tuple[Any, Any]:
     if compiler is None:
         pytest.skip("no C compiler")
     target = folder / f"sample{''.join(flags)}.so"
-    command = [compiler, "-ffp-contract=off", "-Wno-psabi", "-fPIC", "-shared", *flags, str(CSRC / "sample.c")]
-    command += ["-o", str(target)]
+    command = [compiler, "-ffp-contract=off", "-Wno-psabi", "-fPIC", "-shared", *flags]
+    command += [str(CSRC / "sample.c"), str(CSRC / "cpu.c"), "-o", str(target)]
     subprocess.run(command, check=True, timeout=60)
     ffi = cffi.FFI()
     ffi.cdef((CSRC / "api.h").read_text())
@@ -94,9 +94,8 @@ __attribute__((visibility("default"))) int widths(const float *x, int32_t n, dou
   int count = 0;
   out[count++] = total_weight_plain(x, n, max);
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2")) out[count++] = total_weight_avx2(x, n, max);
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
-    out[count++] = total_weight_avx512(x, n, max);
+  if (slm_cpu_has(SLM_CPU_AVX2)) out[count++] = total_weight_avx2(x, n, max);
+  if (slm_cpu_has(SLM_CPU_AVX512)) out[count++] = total_weight_avx512(x, n, max);
 #endif
   return count;
 }
@@ -108,7 +107,11 @@ def test_sum_of_weights_is_the_same_in_all_registers(tmp_path: Path, n: int) -> 
     compiler = shutil.which("gcc") or shutil.which("cc") or pytest.skip("no C compiler")
     (tmp_path / "widths.c").write_text(WIDTHS)
     command = [compiler, "-std=gnu11", "-O2", "-ffp-contract=off", "-Wno-psabi", "-fPIC", "-shared", f"-I{CSRC}"]
-    subprocess.run([*command, str(tmp_path / "widths.c"), "-o", str(tmp_path / "widths.so")], check=True, timeout=60)
+    subprocess.run(
+        [*command, str(tmp_path / "widths.c"), str(CSRC / "cpu.c"), "-o", str(tmp_path / "widths.so")],
+        check=True,
+        timeout=60,
+    )
     x = np.random.default_rng(n).normal(0, 12, n).astype(np.float32)
     x[0] = x.max()  # so that the first is the largest
     x[n // 2 :: 50] = -np.finfo(np.float32).max

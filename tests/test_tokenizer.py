@@ -450,6 +450,21 @@ def test_first_texts_have_the_ids_of_any(pre: str, monkeypatch: pytest.MonkeyPat
     assert [load(small_bpe(pre)).encode(text, special=True) for text in texts] == first
 
 
+def test_many_short_texts_share_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, sizes = bpe._Models._make, list[int]()
+
+    def make(self: bpe._Models, words: dict[str, int], merges: list[str]) -> object:
+        sizes.append(len(words))
+        return made(self, words, merges)
+
+    monkeypatch.setattr(bpe._Models, "_make", make)
+    tok = load(small_bpe("gpt-2"))
+    for _ in range(200):
+        tok.encode("a")
+    assert len(sizes) == bpe.FIRST // bpe.LEAST + 1
+    assert sizes[-1] == max(sizes)
+
+
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_cuts_of_the_library(name: str) -> None:
     """The last texts hold what is a digit or punctuation in some versions of Unicode only."""

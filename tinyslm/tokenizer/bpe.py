@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 18  # characters the library sees at once: it keeps about 160 bytes for each until it is done
 FIRST = 1000  # characters of first texts that have models of their own, if cut into words of up to LONG bytes
 LONG = 64
+LEAST = 25  # characters that a text counts as at least: a model of its own goes through all merges, however short it is
 
 # A space between two ASCII letters: every pre-tokenizer of the table cuts there, whatever stands further off.
 _SEAM = re.compile("(?<=[A-Za-z])(?= [A-Za-z])")
@@ -135,7 +136,7 @@ class _Models:
     def _own(self, text: str) -> Tokenizer | None:
         """A model for this text alone; None where the whole one is due."""
         with self._lock:
-            self._first -= len(text)
+            self._first -= max(len(text), LEAST)
             if self._first < 0:
                 return None
         cut = {word for word, _ in self._cutter.pre_tokenize_str(text)}
