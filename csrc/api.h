@@ -87,6 +87,7 @@ typedef struct {
   const int32_t *first_page;                 /* per sequence, and one more: where its pages start in `pages` */
   uint8_t *const *pages;
   float *logits;                             /* (n_outputs, vocab) */
+  float *maxima;                             /* (n_outputs, up16(vocab) / 16): the largest of each 16 logits; or NULL */
   uint8_t *bad;                              /* per token: 1 where a value was no finite number */
   const int32_t *cancel;                     /* the step ends soon after this becomes nonzero */
 } slm_batch;
@@ -180,6 +181,7 @@ size_t slm_sample_scratch(int32_t n_vocab);
    finite logit; -inf is a banned token).
 
    logits   n_vocab floats, not modified
+   maxima   NULL, or the largest of each 16 logits, of which then none is NaN or +inf: saves reading all of them
    index    number of the token in its request: (seed, index) names the random number
    recent   the window that the penalties look at, at most the last repeat_last_n tokens of prompt and answer
    bias     bias[i] is added to the logit of bias_ids[i]; repeated ids add up; -inf bans, +inf and NaN are refused
@@ -189,6 +191,7 @@ size_t slm_sample_scratch(int32_t n_vocab);
    n_top    0, or how many of the most likely tokens (same distribution) go to top_ids and top_logprobs, most likely
             first, equal ones by id; when fewer have a finite logit the rest is id -1, log probability -inf
    scratch  slm_sample_scratch(n_vocab) bytes, 64-byte aligned, contents of no meaning before or after */
-int32_t slm_sample(const float *logits, int32_t n_vocab, const slm_sampler *s, uint64_t index, const int32_t *recent,
-                   int32_t n_recent, const int32_t *bias_ids, const float *bias, int32_t n_bias, const uint32_t *mask,
-                   float *logprob, int32_t n_top, int32_t *top_ids, float *top_logprobs, void *scratch);
+int32_t slm_sample(const float *logits, const float *maxima, int32_t n_vocab, const slm_sampler *s, uint64_t index,
+                   const int32_t *recent, int32_t n_recent, const int32_t *bias_ids, const float *bias, int32_t n_bias,
+                   const uint32_t *mask, float *logprob, int32_t n_top, int32_t *top_ids, float *top_logprobs,
+                   void *scratch);

@@ -94,6 +94,8 @@ static reader load(const char *path) {
   return r;
 }
 
+static int64_t sixteens(int32_t vocab) { return ((int64_t)vocab + 15) / 16; }
+
 static step read_step(reader *r, const dump *d) {
   step s = {{0}, NULL, NULL};
   slm_batch *b = &s.batch;
@@ -113,6 +115,7 @@ static step read_step(reader *r, const dump *d) {
   b->pages = table;
   s.bad = take(r, b->n_tokens, 1), s.logits = take(r, (int64_t)b->n_outputs * d->program.vocab, 4);
   b->bad = room(b->n_tokens), b->logits = room((int64_t)b->n_outputs * d->program.vocab * 4);
+  b->maxima = room((int64_t)b->n_outputs * sixteens(d->program.vocab) * 4);
   slm_free(pages, 0), slm_free(head, 0);
   return s;
 }
@@ -263,7 +266,7 @@ static void free_dump(dump *d) {
   for (int32_t i = 0; i < d->n_steps; i++) {
     step *s = d->steps + i;
     const void *blocks[] = {s->batch.ids, s->batch.positions, s->batch.sequence, s->batch.outputs, s->batch.first_page,
-                            s->batch.pages, s->batch.logits, s->batch.bad, s->bad, s->logits};
+                            s->batch.pages, s->batch.logits, s->batch.maxima, s->batch.bad, s->bad, s->logits};
     for (size_t j = 0; j < sizeof blocks / sizeof *blocks; j++) slm_free((void *)blocks[j], 0);
   }
   for (int32_t i = 0; i < d->n_pages; i++) slm_free(d->pages[i], 0);
@@ -316,6 +319,13 @@ static int compare(const step *s, int32_t index, int32_t vocab) {
       if (memcmp(b->logits + j, s->logits + j, 4))
         return printf("step %d output %d logit %d: %a, expected %a\n", index, i, (int)(j % vocab), (double)b->logits[j],
                       (double)s->logits[j]), 1;
+  for (int32_t i = 0; i < b->n_outputs; i++)
+    for (int64_t j = 0; !b->bad[b->outputs[i]] && j < sixteens(vocab); j++) {
+      const float *x = b->logits + (int64_t)i * vocab + 16 * j, found = b->maxima[i * sixteens(vocab) + j];
+      float most = *x;
+      for (int k = 1; k < 16 && 16 * j + k < vocab; k++) most = x[k] > most ? x[k] : most;
+      if (found != most) return printf("step %d output %d maximum %d: %a, expected %a\n", index, i, (int)j, (double)found, (double)most), 1;
+    }
   return 0;
 }
 
@@ -343,6 +353,7 @@ static void run_steps(dump *d, slm_engine *engine, int cancel, outcome *o) {
     step *s = d->steps + i;
     if (cancel) o->cancelled += run_cancelled(engine, s->batch, o->tokens ? 2 * o->seconds / (double)o->tokens * s->batch.n_tokens : 1e-4);
     memset(s->batch.logits, 0xff, (size_t)s->batch.n_outputs * (size_t)d->program.vocab * 4);
+    memset(s->batch.maxima, 0xff, (size_t)s->batch.n_outputs * (size_t)sixteens(d->program.vocab) * 4);
     memset(s->batch.bad, 0xff, (size_t)s->batch.n_tokens);
     const double start = now();
     const int32_t error = slm_step(engine, &s->batch);

@@ -33,6 +33,7 @@ typedef struct {
     float *adjusted;  /* logits after bias, mask and penalties, when there are any */
     int32_t *member;  /* positions that cutoff() has left */
     float *maxima;    /* largest logit of each block */
+    const float *sixteens; /* of each 16, where they are known */
 } workspace;
 
 static int32_t block_count(int32_t n) { return (n + BLOCK - 1) / BLOCK; }
@@ -51,7 +52,7 @@ static workspace divide_scratch(void *scratch, int32_t n_vocab)
 {
     size_t n = (size_t)n_vocab;
     unsigned char *at = scratch;
-    workspace w;
+    workspace w = {0};
     w.key = (uint64_t *)(void *)at;
     w.weight = (uint64_t *)(void *)(at += padded(n * 8));
     w.adjusted = (float *)(void *)(at += padded(n * 8));
@@ -220,8 +221,8 @@ static float block_maximum(const float *x, uint32_t *bad)
     return float_of_bits((uint32_t)(most ^ ((most >> 31) & INT32_MAX)));
 }
 
-/* Fills the block maxima and *max; SLM_E_NONFINITE for a NaN or +inf anywhere, or when all are -inf. */
-static int32_t find_maxima(const float *x, int32_t n, float *maxima, float *max)
+/* The block maxima of all logits; whether any is NaN or +inf. */
+static uint32_t maxima_of_logits(const float *x, int32_t n, float *maxima)
 {
     uint32_t bad = 0;
     int32_t whole = n / BLOCK;
@@ -233,11 +234,27 @@ static int32_t find_maxima(const float *x, int32_t n, float *maxima, float *max)
             last[i] = from + i < n ? x[from + i] : -INFINITY;
         maxima[whole] = block_maximum(last, &bad);
     }
+    return bad;
+}
+
+static float greatest(const float *x, int32_t n)
+{
     float most = -INFINITY;
-    for (int32_t b = 0; b < block_count(n); b++)
-        most = maxima[b] > most ? maxima[b] : most;
-    *max = most;
-    return bad || !(most > -INFINITY) ? SLM_E_NONFINITE : 0;
+    for (int32_t i = 0; i < n; i++)
+        most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* Fills the block maxima and *max; SLM_E_NONFINITE for a NaN or +inf anywhere, or when all are -inf. */
+static int32_t find_maxima(const float *x, int32_t n, const workspace *w, float *max)
+{
+    enum { EACH = BLOCK / 16 };
+    int32_t known = w->sixteens ? (n + 15) / 16 : 0;
+    for (int32_t at = 0; at < known; at += EACH)
+        w->maxima[at / EACH] = greatest(w->sixteens + at, known - at < EACH ? known - at : EACH);
+    uint32_t bad = w->sixteens ? 0 : maxima_of_logits(x, n, w->maxima);
+    *max = greatest(w->maxima, block_count(n));
+    return bad || !(*max > -INFINITY) ? SLM_E_NONFINITE : 0;
 }
 
 static int32_t first_equal(const float *x, int32_t n, const float *maxima, float max)
@@ -249,6 +266,17 @@ static int32_t first_equal(const float *x, int32_t n, const float *maxima, float
     while (i + 1 < n && x[i] != max)
         i++;
     return i;
+}
+
+/* Keys of the finite logits i ... end - 1 that reach the bound; how many. */
+static inline int32_t gather_from(const float *x, int32_t i, int32_t end, float bound, uint64_t *key)
+{
+    int32_t m = 0;
+    for (; i < end; i++) {
+        key[m] = key_of(x[i], i);
+        m += (x[i] >= bound) & (x[i] > -INFINITY);
+    }
+    return m;
 }
 
 /* Keys of the k largest finite logits, in ascending id order. */
@@ -265,10 +293,9 @@ static int32_t gather_largest(const float *x, int32_t n, int32_t k, const worksp
         if (!(w->maxima[b] >= bound))
             continue;
         int32_t end = (b + 1) * BLOCK < n ? (b + 1) * BLOCK : n;
-        for (int32_t i = b * BLOCK; i < end; i++) {
-            w->key[m] = key_of(x[i], i);
-            m += (x[i] >= bound) & (x[i] > -INFINITY);
-        }
+        for (int32_t at = b * BLOCK; at < end; at += 16)
+            if (!w->sixteens || w->sixteens[at / 16] >= bound)
+                m += gather_from(x, at, at + 16 < end ? at + 16 : end, bound, w->key + m);
     }
     return m > k ? keep_from(w->key, m, cutoff(w->key, NULL, m, (uint64_t)k, w->member)) : m;
 }
@@ -464,13 +491,13 @@ static void report_top(const float *x, int32_t n, double log_sum, int32_t n_top,
 
 /* Kept out of line, so that no arithmetic moves across the change of floating-point state. */
 __attribute__((noinline)) static int32_t
-sample_checked(const float *logits, int32_t n, const slm_sampler *s, uint64_t index, const int32_t *recent,
-               int32_t n_recent, const int32_t *bias_ids, const float *bias, int32_t n_bias, const uint32_t *mask,
-               float *logprob, int32_t n_top, int32_t *top_ids, float *top_logprobs, const workspace *w)
+sample_checked(const float *logits, int32_t n, const slm_sampler *s, uint64_t index,
+               const int32_t *recent, int32_t n_recent, const int32_t *bias_ids, const float *bias, int32_t n_bias,
+               const uint32_t *mask, float *logprob, int32_t n_top, int32_t *top_ids, float *top_logprobs, workspace *w)
 {
     float max;
     double log_sum = 0.0;
-    int32_t error = find_maxima(logits, n, w->maxima, &max);
+    int32_t error = find_maxima(logits, n, w, &max);
     if (error)
         return error;
     if (logprob || n_top) {
@@ -490,7 +517,8 @@ sample_checked(const float *logits, int32_t n, const slm_sampler *s, uint64_t in
             apply_mask(w->adjusted, n, mask);
         if (penalties)
             penalise(w->adjusted, s, recent, n_recent, (uint32_t *)(void *)w->weight);
-        error = find_maxima(w->adjusted, n, w->maxima, &max);
+        w->sixteens = NULL;
+        error = find_maxima(w->adjusted, n, w, &max);
         if (error)
             return error;
         x = w->adjusted;
@@ -501,15 +529,16 @@ sample_checked(const float *logits, int32_t n, const slm_sampler *s, uint64_t in
     return token;
 }
 
-int32_t slm_sample(const float *logits, int32_t n_vocab, const slm_sampler *s, uint64_t index, const int32_t *recent,
-                   int32_t n_recent, const int32_t *bias_ids, const float *bias, int32_t n_bias, const uint32_t *mask,
-                   float *logprob, int32_t n_top, int32_t *top_ids, float *top_logprobs, void *scratch)
+int32_t slm_sample(const float *logits, const float *maxima, int32_t n_vocab, const slm_sampler *s, uint64_t index,
+                   const int32_t *recent, int32_t n_recent, const int32_t *bias_ids, const float *bias, int32_t n_bias,
+                   const uint32_t *mask, float *logprob, int32_t n_top, int32_t *top_ids, float *top_logprobs, void *scratch)
 {
     slm_fpstate state = slm_fpstate_enter();
     int32_t token = SLM_E_ARGUMENT;
     if (arguments_hold(logits, n_vocab, s, recent, n_recent, bias_ids, bias, n_bias, n_top, top_ids, top_logprobs,
                        scratch)) {
         workspace w = divide_scratch(scratch, n_vocab);
+        w.sixteens = maxima;
         token = sample_checked(logits, n_vocab, s, index, recent, n_recent, bias_ids, bias, n_bias, mask, logprob,
                                n_top, top_ids, top_logprobs, &w);
     }

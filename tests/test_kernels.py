@@ -198,6 +198,11 @@ def test_products_have_the_bits_of_the_reference_and_are_as_near_as_rounding_all
                     if not broken:
                         kept = first.setdefault(i, got[row])
                         assert same(got[row], kept), f"{isa}: {count} rows, activations {i}: other bits"
+                        assert backend.maxima is not None
+                        most = np.maximum.reduceat(got[row], [0, 16, 32])
+                        np.testing.assert_array_equal(
+                            backend.maxima[row], most, f"{isa}: {count} rows, activations {i}"
+                        )
     assert len(first) == 20
     for i, got in first.items():
         assert same(got, reference[i]), f"activations {i}: other bits than the reference's"

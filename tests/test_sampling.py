@@ -41,8 +41,12 @@ def native_library(folder: Path, *flags: str) -> tuple[Any, Any]:
     return ffi, ffi.dlopen(str(target))
 
 
+def largest_of_sixteen(logits: np.ndarray) -> np.ndarray:
+    return np.maximum.reduceat(logits, np.arange(0, len(logits), 16))
+
+
 class Native:
-    """slm_sample with the arguments of the twin."""
+    """slm_sample with the arguments of the twin; with and without maxima of 16 logits, it draws the same."""
 
     def __init__(self, library: tuple[Any, Any]) -> None:
         self.ffi, self.lib = library
@@ -70,17 +74,25 @@ class Native:
         room = np.full(self.lib.slm_sample_scratch(len(logits)) + 64, 0xFF, np.uint8)
         start = -room.ctypes.data % 64
         logprob, ids, probs = ffi.new("float *"), ffi.new("int32_t[]", n_top), ffi.new("float[]", n_top)
-        token = self.lib.slm_sample(
-            ffi.from_buffer("float[]", logits), len(logits), sampler, index,
-            ffi.new("int32_t[]", window), len(window),
-            ffi.new("int32_t[]", list(bias)), ffi.new("float[]", list(bias.values())), len(bias),
-            ffi.NULL if mask is None else ffi.from_buffer("uint32_t[]", mask),
-            logprob if want_logprob else ffi.NULL, n_top, ids, probs, ffi.from_buffer("char[]", room) + start,
-        )  # fmt: skip
+
+        def sample(maxima: Any) -> tuple[int, float, list[tuple[int, float]]]:
+            token = self.lib.slm_sample(
+                ffi.from_buffer("float[]", logits), maxima, len(logits), sampler, index,
+                ffi.new("int32_t[]", window), len(window),
+                ffi.new("int32_t[]", list(bias)), ffi.new("float[]", list(bias.values())), len(bias),
+                ffi.NULL if mask is None else ffi.from_buffer("uint32_t[]", mask),
+                logprob if want_logprob else ffi.NULL, n_top, ids, probs, ffi.from_buffer("char[]", room) + start,
+            )  # fmt: skip
+            return token, logprob[0], list(zip(ids, probs, strict=True))
+
+        got = sample(ffi.NULL)
+        if not np.isnan(logits).any() and not (logits == np.inf).any():
+            room[start : len(room) - 64 + start] = 0xFF
+            assert sample(ffi.from_buffer("float[]", largest_of_sixteen(logits))) == got
         assert logits.tobytes() == before, "the logits are the caller's"
         assert (room[:start] == 0xFF).all()
         assert (room[len(room) - 64 + start :] == 0xFF).all(), "wrote behind the scratch"
-        return token, logprob[0], list(zip(ids, probs, strict=True))
+        return got
 
 
 @pytest.fixture(scope="session")
@@ -536,8 +548,8 @@ def test_bad_arguments_are_refused_in_c(native: Native) -> None:
 
     def call(**change: Any) -> int:
         plain = {
-            "logits": data, "n": 10, "s": s, "index": 0, "recent": null, "n_recent": 0, "bias_ids": null, "bias": null,
-            "n_bias": 0, "mask": null, "logprob": null, "n_top": 0, "ids": null, "probs": null, "scratch": aligned,
+            "logits": data, "maxima": null, "n": 10, "s": s, "index": 0, "recent": null, "n_recent": 0, "bias_ids": null,
+            "bias": null, "n_bias": 0, "mask": null, "logprob": null, "n_top": 0, "ids": null, "probs": null, "scratch": aligned,
         }  # fmt: skip
         return int(native.lib.slm_sample(*(plain | change).values()))
 

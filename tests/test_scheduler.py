@@ -25,7 +25,7 @@ PROGRAM = Program((), (), (), (), VOCAB, 1000)
 class Counting:
     """A backend that notes what it is asked for; `before` is called at the start of each step."""
 
-    name, page_bytes = "counting", 64
+    name, page_bytes, maxima = "counting", 64, None
 
     def __init__(self, before: Callable[[Batch], None] = lambda batch: None) -> None:
         self.before, self.batches, self.pages, self.closed = before, list[Batch](), set[object](), 0
@@ -60,7 +60,9 @@ class Counting:
 class Greedy:
     seed = 0
 
-    def draw(self, logits: np.ndarray, index: int, recent: object, logprob: bool) -> tuple[int, float | None]:
+    def draw(
+        self, logits: np.ndarray, index: int, recent: object, logprob: bool, maxima: None
+    ) -> tuple[int, float | None]:
         return int(logits.argmax()), -1.0 if logprob else None
 
 
@@ -70,7 +72,9 @@ class Scripted:
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
 
-    def draw(self, logits: np.ndarray, index: int, recent: object, logprob: bool) -> tuple[int, float | None]:
+    def draw(
+        self, logits: np.ndarray, index: int, recent: object, logprob: bool, maxima: None
+    ) -> tuple[int, float | None]:
         return self.tokens[index], None
 
 
@@ -127,7 +131,7 @@ def answer(texts: list[str], stop: tuple[str, ...], rest: str = "", end: bool = 
     request = GenerateRequest(
         [0], Scripted(list(range(n + end))), Texts(texts, rest), frozenset({n}), stop, n + end, 1000, False
     )  # type: ignore[arg-type]
-    while not request.accept(np.zeros((1, 1), np.float32)):
+    while not request.accept(np.zeros((1, 1), np.float32), None):
         pass
     return [piece.text for piece in left(request)], request.finish
 

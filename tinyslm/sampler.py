@@ -25,15 +25,18 @@ class Sampler:
                 raise OptionError(f"logit_bias: token id {token} is outside the vocabulary of {vocab}")
         self._native = _Native(self.params, vocab) if has_native() else None
 
-    def draw(self, logits: np.ndarray, index: int, recent: Sequence[int], logprob: bool) -> tuple[int, float | None]:
+    def draw(
+        self, logits: np.ndarray, index: int, recent: Sequence[int], logprob: bool, maxima: np.ndarray | None = None
+    ) -> tuple[int, float | None]:
         """Token number `index` of the request from float32 (vocabulary,), and its log probability if wanted.
 
+        `maxima`: the largest of each 16 logits, where they are known, and then no logit is NaN or infinite.
         `recent`: prompt and answer so far; the penalties look at the last `repeat_last_n`. Raises NonFiniteError.
         """
         last = self.params.repeat_last_n
         window = recent[max(0, len(recent) - last) :] if last and self._penalised() else ()
         if self._native:
-            return self._native.draw(logits, index, window, logprob)
+            return self._native.draw(logits, index, window, logprob, maxima)
         token, p = sampling.sample(logits, self.params, index, window)
         return token, p if logprob else None
 
@@ -68,12 +71,15 @@ class _Native:
         self.n_bias = len(bias)
         self.logprob = ffi.new("float *")
 
-    def draw(self, logits: np.ndarray, index: int, recent: Sequence[int], logprob: bool) -> tuple[int, float | None]:
-        null = self.ffi.NULL
+    def draw(
+        self, logits: np.ndarray, index: int, recent: Sequence[int], logprob: bool, maxima: np.ndarray | None
+    ) -> tuple[int, float | None]:
+        null, buffer = self.ffi.NULL, self.ffi.from_buffer
         token = self.lib.slm_sample(
-            self.ffi.from_buffer("float[]", logits), self.vocab, self.sampler, index, list(recent), len(recent),
+            buffer("float[]", logits), null if maxima is None else buffer("float[]", maxima), self.vocab,
+            self.sampler, index, list(recent), len(recent),
             self.bias_ids, self.bias, self.n_bias, null, self.logprob if logprob else null, 0, null, null,
-            self.ffi.from_buffer(_scratch(self.lib.slm_sample_scratch(self.vocab))),
+            buffer(_scratch(self.lib.slm_sample_scratch(self.vocab))),
         )  # fmt: skip
         if token == self.lib.SLM_E_NONFINITE:
             raise NonFiniteError("no token can be drawn: a logit is no finite number, or all are banned")

@@ -56,8 +56,9 @@ class Request:
         """Of how many of the next `taken` ids the logits are wanted: the last ones."""
         raise NotImplementedError
 
-    def accept(self, logits: np.ndarray) -> bool:
-        """Take the logits of a step, float32 (outputs, vocabulary); True when the request is done."""
+    def accept(self, logits: np.ndarray, maxima: np.ndarray | None) -> bool:
+        """Take the logits of a step, float32 (outputs, vocabulary), and the backend's maxima of them; True when the
+        request is done."""
         raise NotImplementedError
 
     def results(self) -> Iterator[Piece]:
@@ -83,7 +84,7 @@ class LogitsRequest(Request):
         """Where the next n rows of logits go."""
         return self.out[self.filled : self.filled + n]
 
-    def accept(self, logits: np.ndarray) -> bool:
+    def accept(self, logits: np.ndarray, maxima: np.ndarray | None) -> bool:
         self.filled += len(logits)
         return self.filled == len(self.out)
 
@@ -104,8 +105,9 @@ class GenerateRequest(Request):
     def outputs(self, taken: int) -> int:
         return int(taken == len(self.ids))
 
-    def accept(self, logits: np.ndarray) -> bool:
-        token, logprob = self.sampler.draw(logits[0], self.drawn, self.history, self.logprob)
+    def accept(self, logits: np.ndarray, maxima: np.ndarray | None) -> bool:
+        first = None if maxima is None else maxima[0]
+        token, logprob = self.sampler.draw(logits[0], self.drawn, self.history, self.logprob, first)
         self.history.append(token)
         self.drawn += 1
         if token in self.ends:
@@ -299,20 +301,20 @@ class Scheduler:
                 self._logits = np.empty((outputs, self.engine.program.vocab), np.float32)
             logits = self._logits[:outputs]
         finite = self.engine.step([work for _, work in plan], logits)
-        at = 0
+        maxima, at = self.engine.backend.maxima, 0
         for (request, work), good in zip(plan, finite, strict=True):
             request.ids = request.ids[len(work.ids) :]
             if request.kept is not None:
                 request.kept.ids += work.ids.tolist()
-            mine = logits[at : at + work.outputs]
+            mine = slice(at, at + work.outputs)
             at += work.outputs
-            self._advance(request, mine, good)
+            self._advance(request, logits[mine], None if maxima is None else maxima[mine], good)
 
-    def _advance(self, request: Request, logits: np.ndarray, finite: bool) -> None:
+    def _advance(self, request: Request, logits: np.ndarray, maxima: np.ndarray | None, finite: bool) -> None:
         try:
             if not finite:
                 raise NonFiniteError(NOT_FINITE)
-            done = len(logits) > 0 and request.accept(logits)
+            done = len(logits) > 0 and request.accept(logits, maxima)
         except BaseException as error:
             self._retire(request, error)
         else:

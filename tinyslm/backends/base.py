@@ -46,6 +46,8 @@ class Backend(Protocol):
 
     name: str
     page_bytes: int
+    maxima: np.ndarray | None
+    """Of the last step: the largest of each 16 logits, float32 (outputs, vocab / 16 rounded up); None: not found."""
 
     def step(self, batch: Batch, logits: np.ndarray) -> np.ndarray:
         """Run the program: writes float32 (outputs, vocab), and the keys and values of the step into its pages.

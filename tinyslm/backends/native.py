@@ -21,6 +21,7 @@ from ..ops import Program, Value
 from ..program import lower, lower_to_fit
 from .base import Batch, Weights, matrix_types
 
+MOST_DRAWN = 64  # rows of logits whose maxima are kept: those of a step that draws tokens, not of one that wants logits
 PROGRESS = 0.05  # seconds between two calls of `progress`
 KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block, lib.slm_kv_bytes)
 FIELDS = (
@@ -83,6 +84,8 @@ class Native:
         self.rows = self.lowered.rows
         self.page_bytes = max(self.lowered.page, 64)  # a program without attention has pages too
         self._cancel, self._batch = ffi.new("int32_t *"), ffi.new("slm_batch *")
+        self._sixteens = np.empty((0, -(-program.vocab // 16)), np.float32)
+        self.maxima: np.ndarray | None = None
         self._arena = Memory(self.lowered.arena)
         self._engine = ffi.NULL
         try:
@@ -136,6 +139,8 @@ class Native:
         c.outputs, c.first_page = _ints(batch.outputs), _ints(first)
         c.pages = ffi.cast("uint8_t *const *", ffi.from_buffer(pages))
         c.logits, c.bad = ffi.from_buffer("float[]", logits), ffi.from_buffer("uint8_t[]", bad)
+        self.maxima = self._room_for_maxima(len(batch.outputs))
+        c.maxima = ffi.NULL if self.maxima is None else ffi.from_buffer("float[]", self.maxima)
         c.cancel = self._cancel
         error = lib.slm_step(self._engine, c)
         if error == lib.SLM_E_CANCELLED:
@@ -144,6 +149,13 @@ class Native:
         if error:
             raise TinySLMError(f"the step failed: error {error}")
         return bad.view(np.bool_)
+
+    def _room_for_maxima(self, outputs: int) -> np.ndarray | None:
+        if outputs > MOST_DRAWN:
+            return None
+        if len(self._sixteens) < outputs:
+            self._sixteens = np.empty((outputs, self._sixteens.shape[1]), np.float32)
+        return self._sixteens[:outputs]
 
     def value(self, value: Value, rows: int) -> np.ndarray:
         """What the last step left of a value, float32 (rows, width): all of them where the program was not fused."""

@@ -214,6 +214,7 @@ class Numba:
     """
 
     name = "numba"
+    maxima: np.ndarray | None = None
 
     def __init__(self, program: Program, weights: Weights, threads: int = 1, activations: int | None = None) -> None:
         if activations is not None and (activations < 0 or activations % BLOCK):

@@ -45,6 +45,7 @@ class Reference:
     """Runs a program op by op. `int8=False` leaves activations as they are, to measure what rounding them costs."""
 
     name = "reference"
+    maxima: np.ndarray | None = None
 
     def __init__(self, program: Program, weights: Weights, int8: bool = True, kv: str = "f16") -> None:
         self.program, self.int8, self.cache = program, int8, CACHES[kv]
