@@ -548,8 +548,9 @@ def test_bad_arguments_are_refused_in_c(native: Native) -> None:
 
     def call(**change: Any) -> int:
         plain = {
-            "logits": data, "maxima": null, "n": 10, "s": s, "index": 0, "recent": null, "n_recent": 0, "bias_ids": null,
-            "bias": null, "n_bias": 0, "mask": null, "logprob": null, "n_top": 0, "ids": null, "probs": null, "scratch": aligned,
+            "logits": data, "maxima": null, "n": 10, "s": s, "index": 0, "recent": null, "n_recent": 0,
+            "bias_ids": null, "bias": null, "n_bias": 0, "mask": null, "logprob": null, "n_top": 0, "ids": null,
+            "probs": null, "scratch": aligned,
         }  # fmt: skip
         return int(native.lib.slm_sample(*(plain | change).values()))
 
