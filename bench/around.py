@@ -30,7 +30,7 @@ from unittest.mock import patch
 from tinyslm._native import ffi, lib
 
 import tinyslm
-from tinyslm import sampler
+from tinyslm import sampler, scheduler
 from tinyslm.backends import native
 from tinyslm.backends.threads import default_threads
 from tinyslm.cli import bench as verb
@@ -110,10 +110,10 @@ def floor(path: Path, threads: int) -> float:
 
 
 class Timed:
-    """C's library; notes when each step began and ended."""
+    """C's library; notes when each call that steps began and ended, and of how many steps it was."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[int, int]] = []
+        self.calls: list[tuple[int, int, int]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(lib, name)
@@ -121,30 +121,45 @@ class Timed:
     def slm_step(self, *args: Any) -> int:
         begun = time.perf_counter_ns()
         error: int = lib.slm_step(*args)
-        self.steps.append((begun, time.perf_counter_ns()))
+        self.calls.append((begun, time.perf_counter_ns(), 1))
         return error
 
-
-def per_token(path: Path, threads: int, tokens: int = 300) -> tuple[float, float, int]:
-    """Microseconds from the end of a step to the beginning of the next, without and for sampling; the vocabulary.
-
-    Medians over the tokens, so that what else the machine does leaves them alone.
-    """
-    timed, drawing, drawn = Timed(), sampler.Sampler.draw, list[int]()
-
-    def draw(self: sampler.Sampler, *args: Any) -> tuple[int, float | None]:
+    def slm_burst(self, *args: Any) -> int:
         begun = time.perf_counter_ns()
-        found = drawing(self, *args)
-        drawn.append(time.perf_counter_ns() - begun)
-        return found
+        done: int = lib.slm_burst(*args)
+        self.calls.append((begun, time.perf_counter_ns(), max(done, 1)))
+        return done
 
-    with tinyslm.load(path, threads=threads, backend="native") as model:
-        with patch.object(native, "lib", timed), patch.object(sampler.Sampler, "draw", draw):
+
+def per_token(model: tinyslm.Model, tokens: int = 300) -> tuple[float, float]:
+    """Microseconds a token from the end of a call that steps to the beginning of the next, without and for sampling.
+
+    Medians over the calls, so that what else the machine does leaves them alone. Where several tokens are drawn in one
+    call, how long sampling takes shows once they are not.
+    """
+    drawing = sampler.Sampler.draw
+    loop, sampling = list[float](), list[int]()
+    for patience in (scheduler.PATIENCE, 0):
+        timed, drawn = Timed(), list[tuple[int, int]]()
+
+        def draw(self: sampler.Sampler, *args: Any, drawn: list[tuple[int, int]] = drawn) -> tuple[int, float | None]:
+            begun = time.perf_counter_ns()
+            found = drawing(self, *args)
+            drawn.append((begun, time.perf_counter_ns() - begun))
+            return found
+
+        with (
+            patch.object(native, "lib", timed), patch.object(sampler.Sampler, "draw", draw),
+            patch.object(scheduler, "PATIENCE", patience),
+        ):  # fmt: skip
             for _ in model.stream(PROMPT, max_tokens=tokens, ignore_eos=True, seed=1, logprobs=False):
                 pass
-        gaps = [begin - end for (_, end), (begin, _) in pairwise(timed.steps)]
-        sampling = statistics.median(drawn) / 1e3
-        return statistics.median(gaps) / 1e3 - sampling, sampling, model.vocab_size
+        if patience:
+            for (_, end, steps), (begin, _, _) in pairwise(timed.calls):
+                loop.append((begin - end - sum(t for at, t in drawn if end < at < begin)) / steps)
+        else:
+            sampling = [t for _, t in drawn]
+    return statistics.median(loop) / 1e3, statistics.median(sampling) / 1e3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,9 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f", llama.cpp {statistics.median(t['seconds'] for t in theirs):.3f} s, ratio {ratio:.2f}", end="")
         loads = statistics.median(o["load"] for o in ours)
         print(f"\nload    {loads:.3f} s, the file read into fresh memory in {statistics.median(floors):.3f} s")
-        found = [per_token(path, args.threads) for _ in range(args.rounds)]
-        loop, sampling = (statistics.median(f[i] for f in found) for i in (0, 1))
-        print(f"token   {loop:.1f} µs in the loop, {sampling:.1f} µs sampling from {found[0][2]}", flush=True)
+        with tinyslm.load(path, threads=args.threads, backend="native") as model:
+            found = [per_token(model) for _ in range(args.rounds)]
+            loop, sampling = (statistics.median(f[i] for f in found) for i in (0, 1))
+            print(f"token   {loop:.1f} µs in the loop, {sampling:.1f} µs sampling from {model.vocab_size}", flush=True)
     return 0
 
 

@@ -195,3 +195,29 @@ int32_t slm_sample(const float *logits, const float *maxima, int32_t n_vocab, co
                    const int32_t *recent, int32_t n_recent, const int32_t *bias_ids, const float *bias, int32_t n_bias,
                    const uint32_t *mask, float *logprob, int32_t n_top, int32_t *top_ids, float *top_logprobs,
                    void *scratch);
+
+/* How one sequence's next tokens are drawn: the arguments of slm_sample for its first one. */
+typedef struct {
+  const slm_sampler *sampler;
+  uint64_t index;
+  int32_t *recent;          /* n_recent tokens, and room for those to come */
+  int32_t n_recent, last;   /* last: how many the penalties look back at */
+  const int32_t *bias_ids;
+  const float *bias;
+  const int32_t *ends;      /* tokens that end the answer */
+  int32_t n_bias, n_ends;
+  int32_t logprob;          /* whether log probabilities are wanted */
+  void *scratch;
+} slm_draw;
+
+/* Up to `steps` steps, each over the tokens drawn after the one before; the last ones drawn are not stepped.
+
+   batch     one token of each sequence, with its logits and maxima; the pages have room for `steps` positions;
+             positions: (steps, n_sequences)
+   tokens    (steps, n_sequences), and logprobs, receive what was drawn
+
+   Returns the number of steps of which all was drawn: fewer than `steps` after one that drew an end, or before one that
+   failed, was cancelled (the cancel is still to be answered) or cannot be drawn from; the caller's own step will tell
+   why. Or slm_step's error in the first one; the pages' positions of it are then undefined. */
+int32_t slm_burst(slm_engine *engine, const slm_batch *batch, int32_t vocab, slm_draw *draws, int32_t steps,
+                  int32_t *tokens, float *logprobs);

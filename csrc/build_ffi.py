@@ -10,7 +10,8 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = [
-    "cpu.c", "dispatch.c", "load.c", "pack.c", "pool.c", "probe.c", "program.c", "quantise.c", "sample.c", "turn.c",
+    "burst.c", "cpu.c", "dispatch.c", "load.c", "pack.c", "pool.c", "probe.c", "program.c", "quantise.c", "sample.c",
+    "turn.c",
 ]  # fmt: skip
 FLAGS = ["-std=gnu11", "-O2", "-fno-fast-math", "-ffp-contract=off", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 

@@ -70,13 +70,20 @@ class Steps:
     """Counts the tokens that the engine steps over."""
 
     def __init__(self, model: tinyslm.Model, patch: pytest.MonkeyPatch) -> None:
-        self.tokens, step = 0, model._scheduler.engine.step
+        engine = model._scheduler.engine
+        self.tokens, step, burst = 0, engine.step, engine.burst
 
         def counted(works, logits):  # type: ignore[no-untyped-def]
             self.tokens += sum(len(w.ids) for w in works)
             return step(works, logits)
 
-        patch.setattr(model._scheduler.engine, "step", counted)
+        def counted_burst(*args):  # type: ignore[no-untyped-def]
+            drawn = burst(*args)
+            self.tokens += sum(map(len, drawn))
+            return drawn
+
+        patch.setattr(engine, "step", counted)
+        patch.setattr(engine, "burst", counted_burst)
 
     def lap(self) -> int:
         tokens, self.tokens = self.tokens, 0

@@ -25,7 +25,7 @@ PROGRAM = Program((), (), (), (), VOCAB, 1000)
 class Counting:
     """A backend that notes what it is asked for; `before` is called at the start of each step."""
 
-    name, page_bytes, maxima = "counting", 64, None
+    name, page_bytes, maxima, burst = "counting", 64, None, None
 
     def __init__(self, before: Callable[[Batch], None] = lambda batch: None) -> None:
         self.before, self.batches, self.pages, self.closed = before, list[Batch](), set[object](), 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 
-from .backends.base import Backend, Batch
+from .backends.base import Backend, Batch, Draw, Drawn
 from .kvcache import Cache, Sequence
 from .ops import Program
 
@@ -34,20 +36,38 @@ class Engine:
         Returns for each work whether its values were finite. Raises CancelledError, MemoryError: every sequence is then
         as it was before.
         """
-        try:
-            for w in works:
-                self.cache.reserve(w.sequence, w.sequence.length + len(w.ids))
-            lengths = [len(w.ids) for w in works]
+        lengths = [len(w.ids) for w in works]
+        with self._room(works, lengths):
             bad = self.backend.step(self._batch(works, lengths), logits)
-        except BaseException:
-            for w in works:
-                self.cache.truncate(w.sequence, w.sequence.length)
-            raise
         for w in works:
             w.sequence.length += len(w.ids)
         if not bad.any():
             return [True] * len(works)
         return [not part.any() for part in np.split(bad, np.cumsum(lengths)[:-1])]
+
+    def burst(self, works: Items[Work], logits: np.ndarray, draws: Items[Draw], steps: int) -> Drawn:
+        """See Backend.burst, which the engine's backend has; each work has one id and wants its logits.
+
+        Of the tokens returned, each sequence's last one is not stepped. Raises as `step`.
+        """
+        assert self.backend.burst
+        with self._room(works, [steps] * len(works)):
+            drawn = self.backend.burst(self._batch(works, [1] * len(works)), logits, draws, steps)
+        for w, tokens in zip(works, drawn, strict=True):
+            w.sequence.length += len(tokens)
+        return drawn
+
+    @contextmanager
+    def _room(self, works: Items[Work], more: Items[int]) -> Iterator[None]:
+        """Pages for so many more positions; an error leaves every sequence as it was."""
+        try:
+            for w, n in zip(works, more, strict=True):
+                self.cache.reserve(w.sequence, w.sequence.length + n)
+            yield
+        except BaseException:
+            for w in works:
+                self.cache.truncate(w.sequence, w.sequence.length)
+            raise
 
     def _batch(self, works: Items[Work], lengths: list[int]) -> Batch:
         # most steps are of a few tokens: lists are quicker for them than arrays

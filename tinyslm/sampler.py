@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from . import sampling
 from .backends import has_native
+from .backends.base import Draw
 from .errors import NonFiniteError, OptionError
 from .sampling import Sampling
 
@@ -33,12 +35,22 @@ class Sampler:
         `maxima`: the largest of each 16 logits, where they are known, and then no logit is NaN or infinite.
         `recent`: prompt and answer so far; the penalties look at the last `repeat_last_n`. Raises NonFiniteError.
         """
-        last = self.params.repeat_last_n
-        window = recent[max(0, len(recent) - last) :] if last and self._penalised() else ()
+        window = self._window(recent)
         if self._native:
             return self._native.draw(logits, index, window, logprob, maxima)
         token, p = sampling.sample(logits, self.params, index, window)
         return token, p if logprob else None
+
+    def ahead(self, index: int, recent: Sequence[int], logprob: bool, ends: Sequence[int]) -> Draw:
+        """How a backend's burst draws from token number `index` on; arguments as for draw."""
+        assert self._native
+        last = self.params.repeat_last_n if self._penalised() else 0
+        native = {**self._native.fixed, "last": last, "scratch": self._native.room()}
+        return Draw(native, index, self._window(recent), ends, logprob)
+
+    def _window(self, recent: Sequence[int]) -> Sequence[int]:
+        last = self.params.repeat_last_n
+        return recent[max(0, len(recent) - last) :] if last and self._penalised() else ()
 
     def _penalised(self) -> bool:
         p = self.params
@@ -68,8 +80,11 @@ class _Native:
             setattr(self.sampler, name, getattr(params, name))
         bias = params.logit_bias or {}
         self.bias_ids, self.bias = ffi.new("int32_t[]", list(bias)), ffi.new("float[]", list(bias.values()))
-        self.n_bias = len(bias)
+        self.fixed = {"sampler": self.sampler, "bias_ids": self.bias_ids, "bias": self.bias, "n_bias": len(bias)}
         self.logprob = ffi.new("float *")
+
+    def room(self) -> Any:
+        return self.ffi.from_buffer(_scratch(self.lib.slm_sample_scratch(self.vocab)))
 
     def draw(
         self, logits: np.ndarray, index: int, recent: Sequence[int], logprob: bool, maxima: np.ndarray | None
@@ -78,8 +93,8 @@ class _Native:
         token = self.lib.slm_sample(
             buffer("float[]", logits), null if maxima is None else buffer("float[]", maxima), self.vocab,
             self.sampler, index, list(recent), len(recent),
-            self.bias_ids, self.bias, self.n_bias, null, self.logprob if logprob else null, 0, null, null,
-            buffer(_scratch(self.lib.slm_sample_scratch(self.vocab))),
+            self.bias_ids, self.bias, len(self.bias), null, self.logprob if logprob else null, 0, null, null,
+            self.room(),
         )  # fmt: skip
         if token == self.lib.SLM_E_NONFINITE:
             raise NonFiniteError("no token can be drawn: a logit is no finite number, or all are banned")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from types import NoneType
 
 import numpy as np
 
+from .backends.base import Draw
 from .engine import Engine, Work
 from .errors import CancelledError, ClosedError, NonFiniteError
 from .kvcache import Sequence
@@ -18,6 +21,8 @@ from .sampler import Sampler
 from .tokenizer import Decoder
 
 MOST_RUNNING = 64  # sequences that are stepped together; the others wait
+PATIENCE = 1 / 30  # seconds of steps that may pass before tokens are handed out: to the eye they flow
+MOST_AHEAD = 64  # and the most steps of them
 NOT_FINITE = "a value of the model became infinite or no number: the weights are broken or overflow"
 
 
@@ -55,6 +60,10 @@ class Request:
     def outputs(self, taken: int) -> int:
         """Of how many of the next `taken` ids the logits are wanted: the last ones."""
         raise NotImplementedError
+
+    def most_ahead(self) -> int:
+        """How many steps may be taken before it is asked again: more than one only by requests that draw."""
+        return 1
 
     def accept(self, logits: np.ndarray, maxima: np.ndarray | None) -> bool:
         """Take the logits of a step, float32 (outputs, vocabulary), and the backend's maxima of them; True when the
@@ -107,7 +116,18 @@ class GenerateRequest(Request):
 
     def accept(self, logits: np.ndarray, maxima: np.ndarray | None) -> bool:
         first = None if maxima is None else maxima[0]
-        token, logprob = self.sampler.draw(logits[0], self.drawn, self.history, self.logprob, first)
+        return self.take(*self.sampler.draw(logits[0], self.drawn, self.history, self.logprob, first))
+
+    def most_ahead(self) -> int:
+        if not self.drawn:  # the prompt's steps; and nobody waits longer than need be for the first token
+            return 1
+        return min(self.max_tokens - self.drawn, self.context + 1 - len(self.history))
+
+    def ahead(self) -> Draw:
+        return self.sampler.ahead(self.drawn, self.history, self.logprob, list(self.ends))
+
+    def take(self, token: int, logprob: float | None) -> bool:
+        """Go on with a token that was drawn; True when the request is done."""
         self.history.append(token)
         self.drawn += 1
         if token in self.ends:
@@ -152,6 +172,7 @@ class Scheduler:
         self.engine, self.rows = engine, rows
         self._logits = np.empty((0, engine.program.vocab), np.float32)
         self._closed = False
+        self._seconds = float("inf")  # that a step took, the last time
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._kept: set[Kept] = set()
@@ -292,14 +313,43 @@ class Scheduler:
         return plan
 
     def _step(self) -> None:
-        plan = self._plan()
+        plan, begun = self._plan(), time.perf_counter()
+        steps = min(
+            MOST_AHEAD, int(PATIENCE / max(self._seconds, 1e-6)), *(request.most_ahead() for request, _ in plan)
+        )
+        done = self._step_ahead(plan, steps) if steps > 1 and self.engine.backend.burst else 0
+        if not done:
+            self._step_once(plan)
+        self._seconds = (time.perf_counter() - begun) / max(done, 1)
+
+    def _step_ahead(self, plan: list[tuple[Request, Work]], steps: int) -> int:
+        """Up to so many steps in C, of requests that all decode; returns how many were taken."""
+        requests = [request for request, _ in plan if isinstance(request, GenerateRequest)]
+        draws = [request.ahead() for request in requests]
+        try:
+            drawn = self.engine.burst([work for _, work in plan], self._room(len(plan)), draws, steps)
+        except MemoryError:  # a single step may do with the pages that there are
+            return 0
+        for request, tokens in zip(requests, drawn, strict=True):
+            self._advance(request, partial(self._take, request, tokens))
+        return len(drawn[0])
+
+    def _take(self, request: GenerateRequest, tokens: list[tuple[int, float | None]]) -> bool:
+        done = any(request.take(token, logprob) for token, logprob in tokens)
+        if request.kept is not None:  # what came after its end is forgotten
+            self.engine.cache.truncate(request.sequence, len(request.history) - 1)
+            request.kept.ids += request.history[len(request.kept.ids) : -1]
+        return done
+
+    def _room(self, outputs: int) -> np.ndarray:
+        if len(self._logits) < outputs:
+            self._logits = np.empty((outputs, self.engine.program.vocab), np.float32)
+        return self._logits[:outputs]
+
+    def _step_once(self, plan: list[tuple[Request, Work]]) -> None:
         outputs = sum(work.outputs for _, work in plan)
-        if isinstance(plan[0][0], LogitsRequest):
-            logits = plan[0][0].rows(outputs)
-        else:
-            if len(self._logits) < outputs:
-                self._logits = np.empty((outputs, self.engine.program.vocab), np.float32)
-            logits = self._logits[:outputs]
+        first = plan[0][0]
+        logits = first.rows(outputs) if isinstance(first, LogitsRequest) else self._room(outputs)
         finite = self.engine.step([work for _, work in plan], logits)
         maxima, at = self.engine.backend.maxima, 0
         for (request, work), good in zip(plan, finite, strict=True):
@@ -308,13 +358,18 @@ class Scheduler:
                 request.kept.ids += work.ids.tolist()
             mine = slice(at, at + work.outputs)
             at += work.outputs
-            self._advance(request, logits[mine], None if maxima is None else maxima[mine], good)
+            largest = None if maxima is None else maxima[mine]
+            self._advance(request, partial(self._accept, request, logits[mine], largest, good))
 
-    def _advance(self, request: Request, logits: np.ndarray, maxima: np.ndarray | None, finite: bool) -> None:
+    def _accept(self, request: Request, logits: np.ndarray, maxima: np.ndarray | None, finite: bool) -> bool:
+        if not finite:
+            raise NonFiniteError(NOT_FINITE)
+        return len(logits) > 0 and request.accept(logits, maxima)
+
+    def _advance(self, request: Request, accept: Callable[[], bool]) -> None:
+        """Let a request go on with what a step found; one that is done, or fails, is retired."""
         try:
-            if not finite:
-                raise NonFiniteError(NOT_FINITE)
-            done = len(logits) > 0 and request.accept(logits, maxima)
+            done = accept()
         except BaseException as error:
             self._retire(request, error)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +41,21 @@ class Batch:
     pages: Sequence[Sequence[Any]]
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How a sequence's next tokens are drawn: C's slm_draw, of which `native` holds what stays the same."""
+
+    native: dict[str, Any]
+    index: int
+    recent: Sequence[int]
+    ends: Sequence[int]
+    logprob: bool
+
+
+Drawn = list[list[tuple[int, float | None]]]
+Burst = Callable[[Batch, np.ndarray, Sequence[Draw], int], Drawn]
+
+
 class Backend(Protocol):
     """Runs a program. Only one thread at a time calls `step`; `cancel` may be called from any."""
 
@@ -48,6 +63,17 @@ class Backend(Protocol):
     page_bytes: int
     maxima: np.ndarray | None
     """Of the last step: the largest of each 16 logits, float32 (outputs, vocab / 16 rounded up); None: not found."""
+
+    @property
+    def burst(self) -> Burst | None:
+        """Takes a batch of one token for each sequence, as `step` does, and more steps after it, each over the tokens
+        drawn after the one before: logits, a Draw for each sequence, the most steps.
+
+        Returns for each sequence the tokens drawn and their log probabilities; all have as many: fewer than asked after
+        a token that ends an answer, and before one that cannot be drawn or a step that fails or is cancelled: the next
+        step will do so. Raises as `step` does, where that is the first one. None: it only steps.
+        """
+        ...
 
     def step(self, batch: Batch, logits: np.ndarray) -> np.ndarray:
         """Run the program: writes float32 (outputs, vocab), and the keys and values of the step into its pages.

@@ -19,7 +19,7 @@ from ..gguf import TensorInfo, unreadable
 from ..lowered import Kernels, Lowered, LoweredOp, Placement
 from ..ops import Program, Value
 from ..program import lower, lower_to_fit
-from .base import Batch, Weights, matrix_types
+from .base import Batch, Draw, Drawn, Weights, matrix_types
 
 MOST_DRAWN = 64  # rows of logits whose maxima are kept: those of a step that draws tokens, not of one that wants logits
 PROGRESS = 0.05  # seconds between two calls of `progress`
@@ -128,6 +128,33 @@ class Native:
 
     def step(self, batch: Batch, logits: np.ndarray) -> np.ndarray:
         """See base.Backend."""
+        keep = self._fill(batch, logits)
+        self._check(lib.slm_step(self._engine, self._batch))
+        return keep[0].view(np.bool_)
+
+    def burst(self, batch: Batch, logits: np.ndarray, draws: Sequence[Draw], steps: int) -> Drawn:
+        """See base.Backend."""
+        keep, n, vocab = self._fill(batch, logits), len(draws), logits.shape[1]
+        assert self.maxima is not None
+        # no arrays of NumPy here: the steps have pushed its code out of the caches
+        start = batch.positions.tolist()
+        positions = ffi.new("int32_t[]", [at + step for step in range(steps) for at in start])
+        self._batch.positions = positions
+        recents = [ffi.new("int32_t[]", [*d.recent, *[0] * steps]) for d in draws]
+        ends = [ffi.new("int32_t[]", d.ends) for d in draws]
+        c = ffi.new("slm_draw[]", [
+            {**d.native, "index": d.index, "recent": recent, "n_recent": len(d.recent), "ends": end, "n_ends": len(end),
+             "logprob": bool(d.logprob)}
+            for d, recent, end in zip(draws, recents, ends, strict=True)
+        ])  # fmt: skip
+        tokens, logprobs = ffi.new("int32_t[]", steps * n), ffi.new("float[]", steps * n)
+        done = self._check(lib.slm_burst(self._engine, self._batch, vocab, c, steps, tokens, logprobs))
+        del keep  # what the C structures point to has lived until here
+        at = range(0, done * n, n)
+        return [[(tokens[i + j], logprobs[i + j] if d.logprob else None) for j in at] for i, d in enumerate(draws)]
+
+    def _fill(self, batch: Batch, logits: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Tell C of the batch. Returns what must live as long; first, the flags of rows that are not finite."""
         if self._engine == ffi.NULL:
             raise BackendError("the backend is closed")
         bad = np.empty(len(batch.ids), np.uint8)
@@ -142,13 +169,15 @@ class Native:
         self.maxima = self._room_for_maxima(len(batch.outputs))
         c.maxima = ffi.NULL if self.maxima is None else ffi.from_buffer("float[]", self.maxima)
         c.cancel = self._cancel
-        error = lib.slm_step(self._engine, c)
-        if error == lib.SLM_E_CANCELLED:
+        return bad, first, pages
+
+    def _check(self, found: int) -> int:
+        if found == lib.SLM_E_CANCELLED:
             self._cancel[0] = 0
             raise CancelledError("the step was cancelled")
-        if error:
-            raise TinySLMError(f"the step failed: error {error}")
-        return bad.view(np.bool_)
+        if found < 0:
+            raise TinySLMError(f"the step failed: error {found}")
+        return found
 
     def _room_for_maxima(self, outputs: int) -> np.ndarray | None:
         if outputs > MOST_DRAWN:

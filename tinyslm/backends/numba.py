@@ -215,6 +215,7 @@ class Numba:
 
     name = "numba"
     maxima: np.ndarray | None = None
+    burst = None
 
     def __init__(self, program: Program, weights: Weights, threads: int = 1, activations: int | None = None) -> None:
         if activations is not None and (activations < 0 or activations % BLOCK):

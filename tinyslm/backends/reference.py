@@ -46,6 +46,7 @@ class Reference:
 
     name = "reference"
     maxima: np.ndarray | None = None
+    burst = None
 
     def __init__(self, program: Program, weights: Weights, int8: bool = True, kv: str = "f16") -> None:
         self.program, self.int8, self.cache = program, int8, CACHES[kv]
