@@ -455,6 +455,15 @@ def test_ctrl_c_on_a_terminal_leaves_a_clean_line(slow: Path) -> None:
     assert "Traceback" not in shown
 
 
+def test_no_text_follows_the_line_that_ctrl_c_ended() -> None:
+    script = "import os, time; from tinyslm.cli import interrupt; from tinyslm.cli.terminal import Output; "
+    script += "end = os._exit; os._exit = lambda code: (time.sleep(0.05), end(code)); "  # time to write more
+    script += "interrupt.exit_on_interrupt(); o = Output()\nwhile True: o.write('text')"
+    code, shown = on_terminal([sys.executable, "-c", script], ctrl_c=b"texttext")
+    assert code == 130
+    assert shown.endswith("\r\n")
+
+
 # ---- show and tokenize ----
 
 

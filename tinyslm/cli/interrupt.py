@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 NEWLINE = b"\n"
 last_words = NEWLINE  # to a terminal on the way out, so that the shell's prompt gets a line of its own
+writing = threading.Lock()  # held while text is written to a terminal: none may follow the last words
 farewell: Callable[[], None] | None = None  # what else is to be done on the way out
 _waiter: threading.Thread | None = None
 
@@ -59,6 +60,7 @@ def _wait_for_interrupt() -> None:
     try:
         if farewell:
             farewell()
+        writing.acquire(timeout=0.2)  # a terminal that was stopped keeps its writer, and nobody waits for that
         if os.isatty(2):
             os.write(2, last_words)
     finally:

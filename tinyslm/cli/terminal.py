@@ -49,8 +49,9 @@ class Output:
     def write(self, text: str) -> None:
         if not text:
             return
-        sys.stdout.write(text.translate(_CONTROLS) if self._terminal else text)
-        sys.stdout.flush()
+        with interrupt.writing:
+            sys.stdout.write(text.translate(_CONTROLS) if self._terminal else text)
+            sys.stdout.flush()
         self.at_line_start = text.endswith("\n")
 
     def end(self) -> None:
