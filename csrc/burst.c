@@ -7,7 +7,7 @@
 static int32_t draw(const slm_batch *b, int32_t vocab, slm_draw *d, int32_t i, int32_t step, float *logprob) {
   const int32_t n = d->n_recent + step, window = n < d->last ? n : d->last;
   if (b->bad[i]) return SLM_E_NONFINITE;
-  const int32_t token = slm_sample(b->logits + (size_t)i * vocab, b->maxima + (size_t)i * ((vocab + 15) / 16), vocab,
+  const int32_t token = slm_sample(b->logits + (size_t)i * vocab, b->maxima + i * slm_sixteens(vocab), vocab,
                                    d->sampler, d->index + step, d->recent + n - window, window, d->bias_ids, d->bias,
                                    d->n_bias, NULL, d->logprob ? logprob : NULL, 0, NULL, NULL, d->scratch);
   d->recent[n] = token;

@@ -14,6 +14,9 @@ enum { SLM_PAGE = 64, SLM_SEGMENT = 512 }; /* positions in a KV page; in an atte
 enum { SLM_COLUMNS = 128 };                /* query heads times tokens that attend together, about */
 enum { SLM_COLUMNS_FLOATS = 96 };          /* of the state of a tile of columns, but for its arrays */
 
+/* How many maxima stand for n logits. */
+static inline int64_t slm_sixteens(int64_t n) { return (n + 15) / 16; }
+
 /* Tokens of one sequence: rows first … first + count - 1. It is the run-th sequence of the step, and the step's first
    token of it stands at position `fresh`. */
 typedef struct {

@@ -94,8 +94,6 @@ static reader load(const char *path) {
   return r;
 }
 
-static int64_t sixteens(int32_t vocab) { return ((int64_t)vocab + 15) / 16; }
-
 static step read_step(reader *r, const dump *d) {
   step s = {{0}, NULL, NULL};
   slm_batch *b = &s.batch;
@@ -115,7 +113,7 @@ static step read_step(reader *r, const dump *d) {
   b->pages = table;
   s.bad = take(r, b->n_tokens, 1), s.logits = take(r, (int64_t)b->n_outputs * d->program.vocab, 4);
   b->bad = room(b->n_tokens), b->logits = room((int64_t)b->n_outputs * d->program.vocab * 4);
-  b->maxima = room((int64_t)b->n_outputs * sixteens(d->program.vocab) * 4);
+  b->maxima = room(b->n_outputs * slm_sixteens(d->program.vocab) * 4);
   slm_free(pages, 0), slm_free(head, 0);
   return s;
 }
@@ -320,8 +318,8 @@ static int compare(const step *s, int32_t index, int32_t vocab) {
         return printf("step %d output %d logit %d: %a, expected %a\n", index, i, (int)(j % vocab), (double)b->logits[j],
                       (double)s->logits[j]), 1;
   for (int32_t i = 0; i < b->n_outputs; i++)
-    for (int64_t j = 0; !b->bad[b->outputs[i]] && j < sixteens(vocab); j++) {
-      const float *x = b->logits + (int64_t)i * vocab + 16 * j, found = b->maxima[i * sixteens(vocab) + j];
+    for (int64_t j = 0; !b->bad[b->outputs[i]] && j < slm_sixteens(vocab); j++) {
+      const float *x = b->logits + (int64_t)i * vocab + 16 * j, found = b->maxima[i * slm_sixteens(vocab) + j];
       float most = *x;
       for (int k = 1; k < 16 && 16 * j + k < vocab; k++) most = x[k] > most ? x[k] : most;
       if (found != most) return printf("step %d output %d maximum %d: %a, expected %a\n", index, i, (int)j, (double)found, (double)most), 1;
@@ -353,7 +351,7 @@ static void run_steps(dump *d, slm_engine *engine, int cancel, outcome *o) {
     step *s = d->steps + i;
     if (cancel) o->cancelled += run_cancelled(engine, s->batch, o->tokens ? 2 * o->seconds / (double)o->tokens * s->batch.n_tokens : 1e-4);
     memset(s->batch.logits, 0xff, (size_t)s->batch.n_outputs * (size_t)d->program.vocab * 4);
-    memset(s->batch.maxima, 0xff, (size_t)s->batch.n_outputs * (size_t)sixteens(d->program.vocab) * 4);
+    memset(s->batch.maxima, 0xff, (size_t)s->batch.n_outputs * (size_t)slm_sixteens(d->program.vocab) * 4);
     memset(s->batch.bad, 0xff, (size_t)s->batch.n_tokens);
     const double start = now();
     const int32_t error = slm_step(engine, &s->batch);

@@ -249,7 +249,7 @@ static float greatest(const float *x, int32_t n)
 static int32_t find_maxima(const float *x, int32_t n, const workspace *w, float *max)
 {
     enum { EACH = BLOCK / 16 };
-    int32_t known = w->sixteens ? (n + 15) / 16 : 0;
+    int32_t known = w->sixteens ? (int32_t)slm_sixteens(n) : 0;
     for (int32_t at = 0; at < known; at += EACH)
         w->maxima[at / EACH] = greatest(w->sixteens + at, known - at < EACH ? known - at : EACH);
     uint32_t bad = w->sixteens ? 0 : maxima_of_logits(x, n, w->maxima);

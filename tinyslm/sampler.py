@@ -44,17 +44,18 @@ class Sampler:
     def ahead(self, index: int, recent: Sequence[int], logprob: bool, ends: Sequence[int]) -> Draw:
         """How a backend's burst draws from token number `index` on; arguments as for draw."""
         assert self._native
-        last = self.params.repeat_last_n if self._penalised() else 0
-        native = {**self._native.fixed, "last": last, "scratch": self._native.room()}
+        native = {**self._native.fixed, "last": self._last(), "scratch": self._native.room()}
         return Draw(native, index, self._window(recent), ends, logprob)
 
     def _window(self, recent: Sequence[int]) -> Sequence[int]:
-        last = self.params.repeat_last_n
-        return recent[max(0, len(recent) - last) :] if last and self._penalised() else ()
+        last = self._last()
+        return recent[max(0, len(recent) - last) :] if last else ()
 
-    def _penalised(self) -> bool:
+    def _last(self) -> int:
+        """How many tokens the penalties look back at."""
         p = self.params
-        return p.repeat_penalty != 1 or p.frequency_penalty != 0 or p.presence_penalty != 0
+        penalised = p.repeat_penalty != 1 or p.frequency_penalty != 0 or p.presence_penalty != 0
+        return p.repeat_last_n if penalised else 0
 
 
 _held = threading.local()

@@ -13,14 +13,13 @@ from types import NoneType
 
 import numpy as np
 
-from .backends.base import Draw
+from .backends.base import MOST_RUNNING, Draw
 from .engine import Engine, Work
 from .errors import CancelledError, ClosedError, NonFiniteError
 from .kvcache import Sequence
 from .sampler import Sampler
 from .tokenizer import Decoder
 
-MOST_RUNNING = 64  # sequences that are stepped together; the others wait
 PATIENCE = 1 / 30  # seconds of steps that may pass before tokens are handed out: to the eye they flow
 MOST_AHEAD = 64  # and the most steps of them
 NOT_FINITE = "a value of the model became infinite or no number: the weights are broken or overflow"

@@ -12,6 +12,7 @@ from ..gguf import GGUF
 from ..ops import Program, Weight
 
 PAGE = 64  # positions in a KV page
+MOST_RUNNING = 64  # sequences that are stepped together to draw tokens
 KV_TYPES = ("f16", "q8_0")  # of keys and values
 
 # How a backend rounds the activations that meet a weight of each type (design, section 4): the length of the blocks

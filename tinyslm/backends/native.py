@@ -19,9 +19,8 @@ from ..gguf import TensorInfo, unreadable
 from ..lowered import Kernels, Lowered, LoweredOp, Placement
 from ..ops import Program, Value
 from ..program import lower, lower_to_fit
-from .base import Batch, Draw, Drawn, Weights, matrix_types
+from .base import MOST_RUNNING, Batch, Draw, Drawn, Weights, matrix_types
 
-MOST_DRAWN = 64  # rows of logits whose maxima are kept: those of a step that draws tokens, not of one that wants logits
 PROGRESS = 0.05  # seconds between two calls of `progress`
 KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block, lib.slm_kv_bytes)
 FIELDS = (
@@ -180,7 +179,7 @@ class Native:
         return found
 
     def _room_for_maxima(self, outputs: int) -> np.ndarray | None:
-        if outputs > MOST_DRAWN:
+        if outputs > MOST_RUNNING:  # they are wanted themselves
             return None
         if len(self._sixteens) < outputs:
             self._sixteens = np.empty((outputs, self._sixteens.shape[1]), np.float32)
