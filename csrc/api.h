@@ -35,11 +35,12 @@ enum slm_kind {
   SLM_MAP,     /* out = softcap(act(scale · x)) */
   SLM_ROUTE,   /* out = of the `used` greatest of k values x: the softmax, then their numbers */
   SLM_GROUP,   /* rows by the experts that x, of a SLM_ROUTE, names: what the next ops with used > 0 go by */
-  SLM_EXPERTS, /* as MATMUL, of each row's experts: `used` parts of n columns each; w, w2: of all experts in turn */
+  SLM_EXPERTS, /* as MATMUL, of each row's experts: `used` parts of n columns each; w: of all experts in turn */
   SLM_MIX,     /* out = sum of the `used` parts of x, each times its weight in y, of a SLM_ROUTE */
   SLM_GATHER   /* out = x at the wanted tokens */
 };
-/* What becomes of s = softcap(scale · (W act + bias)): act(s), s + y, or act(s) times the same of w2 */
+/* What becomes of s = softcap(scale · (W act + bias)): act(s), s + y, or act(s) times the same of a second
+   matrix, whose panels stand behind those of w in turn: the two are read as one stream */
 enum slm_epilogue { SLM_PLAIN, SLM_RESIDUAL, SLM_GATED };
 enum slm_act { SLM_AS_IS, SLM_SILU, SLM_GELU, SLM_RELU };
 
@@ -50,7 +51,7 @@ enum { SLM_NARROW = 8 }; /* a step of up to so many tokens has every thread prep
 typedef struct {
   int32_t kind, output, gather;  /* gather: x has a row per token, the op a row per output */
   int32_t barrier;               /* bit 0: wait before it in a narrow step, bit 1: in a wide one */
-  int32_t type, type2;           /* of w and w2 */
+  int32_t type, type2;           /* of w and the second matrix */
   int32_t n, k;                  /* columns of out and of x */
   int32_t ldx, ldy, ldout;
   int32_t heads, kv_heads, dk, dv, rope;
@@ -60,7 +61,7 @@ typedef struct {
   int32_t used, experts;         /* experts that a row takes, of how many; used > 0: the slot's rows go by SLM_GROUP */
   int32_t part;                  /* from one head's norm weights or one expert's x to the next, in floats; 0: the same */
   float eps, scale, softcap;     /* softcap: scores, or sums, become softcap · tanh(s / softcap); 0: they stay */
-  int64_t x, y, out, w, w2, bias, bias2, norm, norm_bias, kv; /* kv: offset of the layer in a KV page */
+  int64_t x, y, out, w, bias, bias2, norm, norm_bias, kv; /* kv: offset of the layer in a KV page */
   int64_t act_narrow, act_wide;  /* the act slot: offset in a thread's scratch, and in the workspace */
 } slm_op;
 
@@ -130,11 +131,12 @@ int64_t slm_kv_bytes(int32_t type, int32_t n, int32_t fill);
 /* Bytes of one row of an act slot. */
 int64_t slm_act_row_bytes(int32_t act_block, int32_t k);
 
-/* A weight to be loaded: n rows of k elements, from byte `offset` of an open file. panels: as slm_pack makes them, row i
-   from row order[i] (NULL: i), which stands in the same `unit` rows, a multiple of 16; else as they stand in the file. */
+/* A weight to be loaded: n rows of k elements, from byte `offset` of an open file. panels: as slm_pack makes them, `step`
+   bytes from one to the next, row i from row order[i] (NULL: i), which stands in the same `unit` rows, a multiple of 16;
+   else as they stand in the file. */
 typedef struct {
   int32_t file, type, k, n, unit, panels;
-  int64_t offset;
+  int64_t offset, step;
   const int32_t *order;
   uint8_t *target;
 } slm_source;

@@ -83,6 +83,10 @@ static inline const float *slm_turn(const slm_ctx *c, int32_t rope, int32_t toke
 static inline void slm_flag(const slm_ctx *c, int32_t token) {
   __atomic_store_n(&c->batch->bad[token], 1, __ATOMIC_RELAXED);
 }
+/* Bytes from a panel of the op's weights to the next, with that of the second matrix between them. */
+static inline int64_t slm_panel_step(const slm_op *op) {
+  return slm_panel_bytes(op->type, op->k) + (op->epilogue == SLM_GATED ? slm_panel_bytes(op->type2, op->k) : 0);
+}
 /* Tokens a tile of the act layout takes when `left` rows are left: full tiles, then the least power of two that fits. */
 static inline int32_t slm_tile(int32_t full, int32_t left) {
   int32_t width = full;

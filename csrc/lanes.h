@@ -1,4 +1,4 @@
-/* The vocabulary of the 16-lane machine, in which matmul.inc, rows.inc and attention.inc are written once. Each
+/* The vocabulary of the 16-lane machine, in which tiles.inc, matmul.inc, rows.inc and attention.inc are written once. Each
    isa/<isa>.c defines it and then includes the bodies. A lane is a row of a panel, a position of a KV page or an
    element of a row; every function below acts lane by lane, rounds to nearest even, and gives the same bits everywhere.
 
@@ -20,7 +20,7 @@
    vw                          64 bytes: 16 rows × 4 codes
    vw_store(p, w)
    vw_load(p) vw_code8(p)      as they are; codes of 8 bits, in the form that the dot product wants
-   vi_byte(w, constant)        the given byte of each lane's 4, as int32
+   vi_byte(w, i)               the given byte of each lane's 4, as int32
    vw_and(v, byte) vw_or(a, b) vw_shl(v, constant) vw_shr(v, constant)     shifts may cross bytes: mask after them
    vw_look(t, v)               byte v (0 … 15) of t, whose 16 bytes stand in it four times
    va                          16 running sums of dot products
@@ -33,6 +33,7 @@
 
 #define IN static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#define ROLLED _Pragma("GCC unroll 1")
 #if defined(__clang__)
 #define SLM_PRAGMA(x) _Pragma(#x)
 #define TARGET_BEGIN(isa) SLM_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))

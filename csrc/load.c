@@ -27,11 +27,10 @@ static int read_at(int file, uint8_t *p, int64_t bytes, int64_t offset, int64_t 
 
 /* Rows first … first + n of a source, from `bytes`, where they stand as in the file. */
 static void pack_rows(const slm_source *s, int32_t first, int32_t n, const uint8_t *bytes) {
-  const int64_t panel_bytes = slm_panel_bytes(s->type, s->k);
   for (int32_t at = 0; at < n; at += PANEL) {
     int32_t rows[PANEL];
     for (int32_t r = 0; r < PANEL; r++) rows[r] = at + r >= n ? -1 : s->order ? s->order[first + at + r] - first : at + r;
-    slm_pack(s->type, s->k, bytes, rows, 1, s->target + (first + at) / PANEL * panel_bytes);
+    slm_pack(s->type, s->k, bytes, rows, 1, s->target + (first + at) / PANEL * s->step);
   }
 }
 

@@ -71,17 +71,17 @@ static inline int scale_word(const slm_kin kin) { return kin.scale == 2 ? 2 : 1;
 /* Block b of a unit, row r: to the panel and from it. */
 ALWAYS void block_put(const slm_form f, const slm_block *o, slm_unit_at u, int b, int r) {
   const slm_kin k = f.kin;
-  uint8_t *codes = u.codes + b * slm_code_bytes(f) + 4 * r;
+  uint8_t *codes = u.codes + b * u.step + 4 * r;
   for (int g = 0; g < k.block / 32; g++) planes_put(f.planes, o->q + 32 * g, codes + g * 64 * f.planes);
-  scales_put(o->small, k.small, small_word(k), r, u.small + b * k.small * PANEL);
+  scales_put(o->small, k.small, small_word(k), r, u.small + b * u.step);
   scales_put(o->scale, k.scale, scale_word(k), r, u.scales + b * k.scale * PANEL);
   scales_put(o->least, k.least, 2, r, u.mins + b * k.least * PANEL);
 }
 static inline void block_get(const slm_form f, slm_block *o, slm_unit_at u, int b, int r) {
   const slm_kin k = f.kin;
-  const uint8_t *codes = u.codes + b * slm_code_bytes(f) + 4 * r;
+  const uint8_t *codes = u.codes + b * u.step + 4 * r;
   for (int g = 0; g < k.block / 32; g++) planes_get(f.planes, codes + g * 64 * f.planes, o->q + 32 * g);
-  scales_get(u.small + b * k.small * PANEL, k.small, small_word(k), r, o->small);
+  scales_get(u.small + b * u.step, k.small, small_word(k), r, o->small);
   scales_get(u.scales + b * k.scale * PANEL, k.scale, scale_word(k), r, o->scale);
   scales_get(u.mins + b * k.least * PANEL, k.least, 2, r, o->least);
 }

@@ -81,7 +81,7 @@ static int32_t at_least_1(int64_t n) { return n < 1 ? 1 : n > 1 << 20 ? 1 << 20 
    tokens' activations; small enough that threads end together, and of whole pairs, as matmul takes them. */
 static void run_matmul(const walker *w, const slm_op *op) {
   const int32_t panels = (op->n + 15) / 16, threads = w->e->active, rows = slm_rows(&w->ctx, op);
-  const int64_t bytes = slm_panel_bytes(op->type, op->k) + (op->w2 < 0 ? 0 : slm_panel_bytes(op->type2, op->k));
+  const int64_t bytes = slm_panel_step(op);
   if (w->ctx.narrow) {
     const int32_t step = at_least_1((96 << 10) / bytes), mine = (int32_t)((int64_t)panels * 85 / 100 / threads);
     for (int32_t p = w->thread * mine; p < (w->thread + 1) * mine; p += 4 * step) {
@@ -91,7 +91,7 @@ static void run_matmul(const walker *w, const slm_op *op) {
     }
     matmul_claimed(w, op, mine * threads, panels, step, rows);
   } else {
-    const int32_t tile = w->e->isa->tile, pair = op->w2 < 0 ? 2 : 1;
+    const int32_t tile = w->e->isa->tile, pair = op->epilogue == SLM_GATED ? 1 : 2;
     const int32_t even = at_least_1(panels / (8 * threads * pair)) * pair, fit = at_least_1((256 << 10) / bytes / pair) * pair;
     const int64_t block = at_least_1((384 << 10) / slm_act_row_bytes(op->act_block, op->k) / tile) * tile;
     matmul_claimed(w, op, 0, panels, fit < even ? fit : even, (int32_t)block);
@@ -250,7 +250,7 @@ static int grouped(const slm_ctx *c, const slm_op *op) {
 
 static void run_experts(const walker *w, const slm_op *op) {
   const int32_t panels = (op->n + 15) / 16;
-  const int64_t bytes = slm_panel_bytes(op->type, op->k) + (op->w2 < 0 ? 0 : slm_panel_bytes(op->type2, op->k));
+  const int64_t bytes = slm_panel_step(op);
   const int32_t step = at_least_1((96 << 10) / bytes), parts = (panels + step - 1) / step;
   if (!grouped(&w->ctx, op)) return;
   for (;;) {
@@ -462,7 +462,7 @@ static int types_known(const slm_program *p) {
     const int reads = dots || op->kind == SLM_EMBED || op->kind == SLM_LOOKUP || op->kind == SLM_POSITION;
     const int32_t k = dots ? op->k : op->n;
     if (reads && !slm_panel_bytes(op->type, k)) return 0;
-    if (dots && op->w2 >= 0 && !slm_panel_bytes(op->type2, k)) return 0;
+    if (dots && op->epilogue == SLM_GATED && !slm_panel_bytes(op->type2, k)) return 0;
   }
   return 1;
 }

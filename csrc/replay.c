@@ -131,6 +131,13 @@ static int optional(const dump *d, int64_t at, int64_t n) { return at == -1 || f
 static int panels(const dump *d, int64_t at, int32_t type, int64_t n, int32_t k) {
   return slm_panel_bytes(type, k) && range(at, (n + 15) / 16 * slm_panel_bytes(type, k), d->arena_bytes);
 }
+/* The weights of n columns, of both matrices. */
+static int weights(const dump *d, const slm_op *op, int64_t n) {
+  const int gated = op->epilogue == SLM_GATED;
+  if (!slm_panel_bytes(op->type, op->k) || slm_act_block(op->type) != op->act_block) return 0;
+  if (gated && (!slm_panel_bytes(op->type2, op->k) || slm_act_block(op->type2) != op->act_block)) return 0;
+  return range(op->w, (n + 15) / 16 * slm_panel_step(op), d->arena_bytes);
+}
 static int slot(const slm_program *p, const slm_op *op) {
   const int known = op->act_block == 0 || (op->act_block >= 16 && op->act_block <= 256 && !(op->act_block & (op->act_block - 1)));
   if (!known || op->k < 1 || (op->act_block && op->k % op->act_block)) return 0;
@@ -150,9 +157,7 @@ static int page_part(const slm_program *p, const slm_op *op) {
 static int matmul_fits(const dump *d, const slm_op *op) {
   const slm_program *p = &d->program;
   const int out = op->out == -1 ? op->output && op->n == p->vocab : value(p, op->out, op->ldout, op->n);
-  const int second = op->w2 == -1 ? op->epilogue != SLM_GATED
-                                  : panels(d, op->w2, op->type2, op->n, op->k) && slm_act_block(op->type2) == op->act_block;
-  return out && second && slot(p, op) && slm_act_block(op->type) == op->act_block && panels(d, op->w, op->type, op->n, op->k) &&
+  return out && slot(p, op) && weights(d, op, op->n) &&
          optional(d, op->bias, op->n) && optional(d, op->bias2, op->n) && op->epilogue >= SLM_PLAIN && op->epilogue <= SLM_GATED &&
          (op->epilogue != SLM_RESIDUAL || value(p, op->y, op->ldy, op->n));
 }
@@ -172,10 +177,8 @@ static int prepare_fits(const dump *d, const slm_op *op) {
 static int experts_fit(const dump *d, const slm_op *op) {
   const slm_program *p = &d->program;
   const int64_t rows = (op->n + 15LL) / 16 * 16 * op->experts;
-  const int second = op->w2 == -1 ? op->epilogue != SLM_GATED
-                                  : panels(d, op->w2, op->type2, rows, op->k) && slm_act_block(op->type2) == op->act_block;
-  return op->used && op->experts && second && value(p, op->out, op->ldout, (int64_t)op->used * op->n) && slot(p, op) &&
-         slm_act_block(op->type) == op->act_block && panels(d, op->w, op->type, rows, op->k) && op->bias == -1 && op->bias2 == -1 &&
+  return op->used && op->experts && value(p, op->out, op->ldout, (int64_t)op->used * op->n) && slot(p, op) &&
+         weights(d, op, rows) && op->bias == -1 && op->bias2 == -1 &&
          (op->epilogue == SLM_PLAIN || op->epilogue == SLM_GATED);
 }
 

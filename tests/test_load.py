@@ -27,6 +27,7 @@ SOURCES = [
     ("F32", 7, 40000, 16, True), ("Q8_0", 70, 64, 16, False), ("Q4_K", 12000, 256, 240, True),
     ("BF16", 9000, 64, 16, False),
 ]  # fmt: skip
+GAP = 64
 
 
 def test_any_threads_load_what_one_call_packs(tmp_path: Path) -> None:
@@ -40,8 +41,14 @@ def test_any_threads_load_what_one_call_packs(tmp_path: Path) -> None:
             order = np.concatenate(units).astype(np.int32) if unit > 16 else np.arange(n, dtype=np.int32)
             orders += [order, np.pad(order, (0, -n % 16), constant_values=-1)]
             expected.append(packed(kind.id, k, data, orders[-1]) if panels else data.ravel())
+            step = lib.slm_panel_bytes(kind.id, k) + GAP
+            if panels:  # which go on behind a gap
+                apart = np.full((len(orders[-1]) // 16, step), 0xA5, np.uint8)
+                apart[:, :-GAP] = expected[-1].reshape(len(apart), -1)
+                expected[-1] = apart.ravel()
             got.append(np.full_like(expected[-1], 0xA5))
             source.file, source.type, source.n, source.k, source.unit = file.fileno(), kind.id, n, k, unit
+            source.step = step
             source.panels, source.target = panels, ffi.from_buffer("uint8_t[]", got[-1])
             source.order = ffi.from_buffer("int32_t[]", orders[-2]) if unit > 16 else ffi.NULL
             source.offset = file.seek(5, os.SEEK_END)

@@ -13,8 +13,8 @@ from tinyslm.lowered import WAIT_NARROW, WAIT_WIDE, Kernels, Lowered, LoweredOp
 from tinyslm.ops import Builder, Program, Value, Weight
 from tinyslm.program import lower
 
-F32, Q8_0, Q6_K = 0, 8, 14
-BLOCK = {F32: 0, Q8_0: 32, Q6_K: 256}
+F32, Q4_0, Q8_0, Q6_K = 0, 2, 8, 14
+BLOCK = {F32: 0, Q4_0: 32, Q8_0: 32, Q6_K: 256}
 
 
 def up(n: int, step: int) -> int:
@@ -22,7 +22,7 @@ def up(n: int, step: int) -> int:
 
 
 KERNELS = Kernels(
-    panel_bytes=lambda kind, k: up({F32: 64, Q8_0: 34, Q6_K: 14}[kind] * k, 64),
+    panel_bytes=lambda kind, k: up({F32: 64, Q4_0: 18, Q8_0: 34, Q6_K: 14}[kind] * k, 64),
     row_bytes=lambda kind, k: {F32: 4, Q8_0: 2, Q6_K: 1}[kind] * k,
     act_row_bytes=lambda block, k: up(k * (2 if block else 4), 64),
     act_block=lambda kind: BLOCK[kind],
@@ -141,11 +141,25 @@ def test_tied_and_untied_embeddings() -> None:
 
 def test_weights_stand_apart_and_aligned() -> None:
     program = lowered(toy(bias=True, layers=3), kind=F32)
-    at = 0
+    parts = list[tuple[int, int]]()  # of each panel, and of each weight that is not in panels: from, up to
     for place in program.placements:
-        assert (place.offset, place.offset % 64, place.bytes % 64) == (at, 0, 0)
-        at += place.bytes
-    assert at == program.arena
+        count = up(place.weight.n, 16) // 16 if place.form == "panels" else 1
+        size = place.bytes // count
+        parts += [(at, at + size) for at in (place.offset + i * place.step for i in range(count))]
+    parts.sort()
+    assert all(low % 64 == 0 for low, _ in parts)
+    assert [low for low, _ in parts] + [program.arena] == [0] + [high for _, high in parts]
+
+
+def test_panels_of_a_gate_stand_in_turn() -> None:
+    b, x = start()
+    y, z = b.matmul(x, Weight("v", 256, 256)), b.matmul(x, Weight("w", 256, 256))
+    program = lowered(ending(b, b.glu(y, z, "silu")), w=Q4_0)
+    places = {p.weight.name: p for p in program.placements}
+    v, w = places["v"], places["w"]
+    sizes = [KERNELS.panel_bytes(kind, 256) for kind in (Q8_0, Q4_0)]
+    assert (v.step, w.step, w.offset - v.offset) == (sum(sizes), sum(sizes), sizes[0])
+    assert [op.w for op in program.ops if op.epilogue == "GATED"] == [v.offset]
 
 
 def test_pages_hold_every_layer() -> None:

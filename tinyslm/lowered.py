@@ -33,12 +33,16 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a weight stands in the arena: in panels of 16 rows, in rows as in the file, or as float32."""
+    """Where a weight stands in the arena: in panels of 16 rows, in rows as in the file, or as float32.
+
+    step: bytes from a panel to the next, between which one of another weight may stand.
+    """
 
     weight: Weight
     form: Form
     offset: int
     bytes: int
+    step: int
 
 
 @dataclass
@@ -78,7 +82,6 @@ class LoweredOp:
     y: int = -1
     out: int = -1
     w: int = -1
-    w2: int = -1
     bias: int = -1
     bias2: int = -1
     norm: int = -1

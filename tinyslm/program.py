@@ -7,6 +7,7 @@ of a lowered op mean stands in csrc/api.h.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 from .lowered import (
     F16,
@@ -42,7 +43,7 @@ def lower(
     workspace, scratch = layout(ops, kernels, rows, keep=not fuse)
     for bit in (WAIT_NARROW, WAIT_WIDE):
         barriers(ops, kernels, rows, bit)
-    return Lowered(tuple(ops), tuple(lowering.placements.values()), program.tables, program.vocab, rows,
+    return Lowered(tuple(ops), tuple(lowering.placements), program.tables, program.vocab, rows,
                    lowering.arena, workspace, scratch, lowering.page)  # fmt: skip
 
 
@@ -74,7 +75,8 @@ class _Lowering:
     fuse: bool
     kv_type: int
     ops: list[LoweredOp] = field(default_factory=list)
-    placements: dict[Weight, Placement] = field(default_factory=dict)
+    placements: list[Placement] = field(default_factory=list)
+    places: dict[tuple[Weight, ...], int] = field(default_factory=dict)
     arena: int = 0
     page: int = 0
 
@@ -103,18 +105,28 @@ class _Lowering:
     # ---- weights ----
 
     def place(self, weight: Weight | None, form: Form) -> int:
+        """Where a weight stands; it gets its place when first asked for."""
         if weight is None:
             return -1
-        if weight not in self.placements:
-            if form == "floats":
-                size = up(4 * weight.n)
-            elif form == "rows":
-                size = up(weight.n * self.kernels.row_bytes(self.types[weight.name], weight.k))
-            else:
-                size = up(weight.n, 16) // 16 * self.kernels.panel_bytes(self.types[weight.name], weight.k)
-            self.placements[weight] = Placement(weight, form, self.arena, size)
-            self.arena += size
-        return self.placements[weight].offset
+        if form == "panels":
+            return self.place_panels(weight)
+        if (weight,) not in self.places:
+            row = 4 if form == "floats" else self.kernels.row_bytes(self.types[weight.name], weight.k)
+            self.places[weight,] = self.arena
+            self.placements.append(Placement(weight, form, self.arena, up(weight.n * row), 0))
+            self.arena += up(weight.n * row)
+        return self.places[weight,]
+
+    def place_panels(self, *weights: Weight) -> int:
+        """The same in panels; of several matrices of one shape in turn, a panel of each."""
+        if weights not in self.places:
+            self.places[weights] = self.arena
+            sizes = [self.kernels.panel_bytes(self.types[w.name], w.k) for w in weights]
+            panels = up(weights[0].n, 16) // 16
+            for w, before, size in zip(weights, accumulate(sizes, initial=0), sizes, strict=False):
+                self.placements.append(Placement(w, "panels", self.arena + before, panels * size, sum(sizes)))
+            self.arena += panels * sum(sizes)
+        return self.places[weights]
 
     # ---- one method per plain op; each gives back the later ops that it has taken in ----
 
@@ -215,7 +227,7 @@ class _Lowering:
             v, done = added[1].out, [*done, added[1]]
         return fields, v, done
 
-    def _matmul(self, op: Op, out: Value | None = None, **epilogue: object) -> list[Op]:
+    def _matmul(self, op: Op, out: Value | None = None, second: Weight | None = None, **epilogue: object) -> list[Op]:
         assert op.weight and op.out
         done: list[Op] = []
         if not epilogue:
@@ -224,8 +236,8 @@ class _Lowering:
             epilogue, out, done = self.epilogue(op, op.out)
         kind = self.types[op.weight.name]
         slot = self.prepare(op.reads[0], self.kernels.act_block(kind))
-        out = out or op.out
-        self.emit("MATMUL", out, w=self.place(op.weight, "panels"), type=kind, n=op.weight.n, k=op.weight.k,
+        out, weights = out or op.out, (op.weight, second) if second else (op.weight,)
+        self.emit("MATMUL", out, w=self.place_panels(*weights), type=kind, n=op.weight.n, k=op.weight.k,
                   bias=self.place(op.bias, "floats"), act_block=slot[1], slot=slot, **epilogue)  # fmt: skip
         return done
 
@@ -242,11 +254,10 @@ class _Lowering:
         if self.fuse and self.gated(op):
             a, b = (self.made[v.index] for v in op.reads)
             if a.kind == "experts":
-                return self._experts(a, op.out, epilogue="GATED", act=op.act, w2=self.place_all(b.experts),
-                                     type2=self.type_of(b.experts))  # fmt: skip
+                return self._experts(a, op.out, b.experts, epilogue="GATED", act=op.act, type2=self.type_of(b.experts))
             assert b.weight
-            self._matmul(a, op.out, epilogue="GATED", act=op.act, w2=self.place(b.weight, "panels"),
-                         type2=self.types[b.weight.name], bias2=self.place(b.bias, "floats"))  # fmt: skip
+            self._matmul(a, op.out, b.weight, epilogue="GATED", act=op.act, type2=self.types[b.weight.name],
+                         bias2=self.place(b.bias, "floats"))  # fmt: skip
         else:
             self.emit("GLU", op.out, x_value=op.reads[0], y_value=op.reads[1], n=op.out.width, act=op.act)
         return []
@@ -261,11 +272,10 @@ class _Lowering:
 
     # ---- experts ----
 
-    def place_all(self, weights: tuple[Weight, ...]) -> int:
-        """One after the other, each from a panel of its own; where the first stands."""
-        places = [self.place(w, "panels") for w in weights]
-        size = self.placements[weights[0]].bytes
-        assert places == [places[0] + i * size for i in range(len(places))], weights
+    def place_experts(self, *matrices: tuple[Weight, ...]) -> int:
+        """Each expert's panels after those of the one before; where the first's stand."""
+        places = [self.place_panels(*weights) for weights in zip(*matrices, strict=True)]
+        assert len({b - a for a, b in pairwise(places)}) <= 1, matrices
         return places[0]
 
     def type_of(self, weights: tuple[Weight, ...]) -> int:
@@ -278,7 +288,9 @@ class _Lowering:
         self.emit("ROUTE", op.out, x_value=op.reads[0], k=op.reads[0].width, n=op.out.width, used=op.used)
         return []
 
-    def _experts(self, op: Op, out: Value | None = None, **epilogue: object) -> list[Op]:
+    def _experts(
+        self, op: Op, out: Value | None = None, second: tuple[Weight, ...] = (), **epilogue: object
+    ) -> list[Op]:  # fmt: skip
         (x, route), w, kind = op.reads, op.experts[0], self.type_of(op.experts)
         if not epilogue and (user := self.only_user(op.out, "glu") if op.out else None) and self.gated(user):
             return []
@@ -296,7 +308,8 @@ class _Lowering:
             if norm:
                 self.norm_by(prepare, norm.op)
                 prepare.gather = int(norm.gather)
-        self.emit("EXPERTS", out or op.out, w=self.place_all(op.experts), type=kind, n=w.n, k=w.k, act_block=slot[1],
+        place = self.place_experts(op.experts, second) if second else self.place_experts(op.experts)
+        self.emit("EXPERTS", out or op.out, w=place, type=kind, n=w.n, k=w.k, act_block=slot[1],
                   slot=slot, **counts, **epilogue)  # fmt: skip
         return []
 

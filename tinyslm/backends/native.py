@@ -26,7 +26,7 @@ KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes,
 FIELDS = (
     "output", "gather", "barrier", "type", "type2", "n", "k", "ldx", "ldy", "ldout", "heads", "kv_heads", "dk", "dv",
     "rope", "kv_type", "window", "act_block", "center", "offset", "used", "experts", "part", "eps", "scale", "softcap",
-    "x", "y", "out", "w", "w2", "bias", "bias2", "norm", "norm_bias", "kv", "act_narrow", "act_wide",
+    "x", "y", "out", "w", "bias", "bias2", "norm", "norm_bias", "kv", "act_narrow", "act_wide",
 )  # fmt: skip
 NO_BUFFER = ffi.cast("uint8_t *", 0)
 
@@ -244,7 +244,7 @@ def _loading(
         tensors.append(tensor)
         source.file, source.offset = weights.file.fileno(tensor), tensor.offset + w.first * tensor.row_bytes
         source.type, source.k, source.n, source.panels = types[w.name], w.k, w.n, place.form == "panels"
-        source.unit, source.target = 16, arena + place.offset
+        source.unit, source.target, source.step = 16, arena + place.offset, place.step
         order = w.row_order()
         if order is not None:
             orders.append(ffi.from_buffer("int32_t[]", order.astype(np.int32)))
