@@ -217,9 +217,10 @@ typedef struct {
    batch     one token of each sequence, with its logits and maxima; the pages have room for `steps` positions;
              positions: (steps, n_sequences)
    tokens    (steps, n_sequences), and logprobs, receive what was drawn
+   halt      no further step is begun after this becomes nonzero
 
-   Returns the number of steps of which all was drawn: fewer than `steps` after one that drew an end, or before one that
-   failed, was cancelled (the cancel is still to be answered) or cannot be drawn from; the caller's own step will tell
-   why. Or slm_step's error in the first one; the pages' positions of it are then undefined. */
+   Returns the number of steps of which all was drawn: fewer than `steps` after one that drew an end or met `halt`, or
+   before one that failed, was cancelled (the cancel is still to be answered) or cannot be drawn from; the caller's own step
+   will tell why. Or slm_step's error in the first one; the pages' positions of it are then undefined. */
 int32_t slm_burst(slm_engine *engine, const slm_batch *batch, int32_t vocab, slm_draw *draws, int32_t steps,
-                  int32_t *tokens, float *logprobs);
+                  const int32_t *halt, int32_t *tokens, float *logprobs);

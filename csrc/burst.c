@@ -21,7 +21,7 @@ static int ends(const slm_draw *d, int32_t token) {
 }
 
 int32_t slm_burst(slm_engine *engine, const slm_batch *batch, int32_t vocab, slm_draw *draws, int32_t steps,
-                  int32_t *tokens, float *logprobs) {
+                  const int32_t *halt, int32_t *tokens, float *logprobs) {
   const int32_t n = batch->n_sequences;
   slm_batch b = *batch;
   for (int32_t step = 0; step < steps; step++, b.ids = tokens, b.positions += n, tokens += n, logprobs += n) {
@@ -33,7 +33,7 @@ int32_t slm_burst(slm_engine *engine, const slm_batch *batch, int32_t vocab, slm
       if (tokens[i] < 0) return step;
       ended |= ends(draws + i, tokens[i]);
     }
-    if (ended) return step + 1;
+    if (ended || __atomic_load_n(halt, __ATOMIC_RELAXED)) return step + 1;
   }
   return steps;
 }

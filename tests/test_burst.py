@@ -250,7 +250,7 @@ def test_a_cancel_between_two_steps_of_a_burst_keeps_what_was_drawn(model: tinys
         def slm_burst(self, *args: Any) -> int:
             if cancelled:
                 return int(real.slm_burst(*args))
-            tokens = args[5]
+            tokens = args[6]
             tokens[20] = -1  # of step 10, as there are two sequences
 
             def watch() -> None:
@@ -274,6 +274,39 @@ def test_a_cancel_between_two_steps_of_a_burst_keeps_what_was_drawn(model: tinys
     assert list(stays.results()) == alone
     assert cancelled[0] >= 10
     assert sum(bursts.taken) <= 200
+
+
+def test_a_new_request_does_not_wait_for_the_end_of_a_burst(model: tinyslm.Model, bursts: Bursts) -> None:
+    """It comes once others have been admitted and before the burst: the worst moment."""
+    options = {**WILD, "ignore_eos": True, "max_tokens": 100}
+    bursts.of(model, 1)
+    alone = [answers(model, [p], **options)[0][0] for p in PROMPTS[:2]]
+    bursts.of(model, 64)
+    engine = model._scheduler.engine
+    inner, late = engine.burst, [model._request(model._encoded(PROMPTS[1]), 0, True, {**options, "seed": 5})]
+    first, second = model._request(model._encoded(PROMPTS[0]), 0, True, {**options, "seed": 5}), late[0]
+
+    def meanwhile(*args: Any) -> Any:
+        if late:
+            model._scheduler.submit(late.pop())
+        return inner(*args)
+
+    bursts.patch.setattr(engine, "burst", meanwhile)
+    model._scheduler.submit(first)
+    assert [list(r.results()) for r in (first, second)] == alone
+    assert bursts.taken[0] == 1
+    assert max(bursts.taken) > 1
+
+
+def test_answers_that_nobody_reads_as_they_come_are_drawn_for_longer(model: tinyslm.Model, bursts: Bursts) -> None:
+    bursts.of(model, 64)
+    bursts.patch.setattr(scheduler, "PATIENCE", 0)
+    options: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True, "seed": 5}
+    streamed = "".join(p.text for p in model.stream("hello", **options))
+    assert model.generate("hello", stop=["no such text"], **options) == streamed
+    assert not bursts.taken
+    assert model.generate("hello", **options) == streamed
+    assert bursts.taken
 
 
 def test_a_page_that_is_not_to_be_had_ends_nothing_before_it_is_needed(model: tinyslm.Model, bursts: Bursts) -> None:

@@ -45,14 +45,14 @@ class Engine:
             return [True] * len(works)
         return [not part.any() for part in np.split(bad, np.cumsum(lengths)[:-1])]
 
-    def burst(self, works: Items[Work], logits: np.ndarray, draws: Items[Draw], steps: int) -> Drawn:
+    def burst(self, works: Items[Work], logits: np.ndarray, draws: Items[Draw], steps: int, halt: np.ndarray) -> Drawn:
         """See Backend.burst, which the engine's backend has; each work has one id and wants its logits.
 
         Of the tokens returned, each sequence's last one is not stepped. Raises as `step`.
         """
         assert self.backend.burst
         with self._room(works, [steps] * len(works)):
-            drawn = self.backend.burst(self._batch(works, [1] * len(works)), logits, draws, steps)
+            drawn = self.backend.burst(self._batch(works, [1] * len(works)), logits, draws, steps, halt)
         for w, tokens in zip(works, drawn, strict=True):
             w.sequence.length += len(tokens)
         return drawn

@@ -185,6 +185,8 @@ class Model:
         return texts[0] if isinstance(prompt, str) else texts
 
     def _texts(self, requests: list[GenerateRequest]) -> list[str]:
+        for request in requests:
+            request.unread = True
         try:
             self._scheduler.submit(*requests)
             return ["".join(piece.text for piece in r.results()) for r in requests]

@@ -20,8 +20,9 @@ from .kvcache import Sequence
 from .sampler import Sampler
 from .tokenizer import Decoder
 
-PATIENCE = 1 / 30  # seconds of steps that may pass before tokens are handed out: to the eye they flow
-MOST_AHEAD = 64  # and the most steps of them
+PATIENCE = 1 / 20  # seconds of steps that may pass before a reader is given what was drawn: to the eye it flows
+UNREAD_PATIENCE = 1 / 2  # the same where nobody reads before the answer is whole; new requests do not wait for it
+MOST_AHEAD = 64  # and the most steps
 NOT_FINITE = "a value of the model became infinite or no number: the weights are broken or overflow"
 
 
@@ -64,6 +65,10 @@ class Request:
         """How many steps may be taken before it is asked again: more than one only by requests that draw."""
         return 1
 
+    def patience(self) -> float:
+        """Seconds of steps that may pass before it is given what they found."""
+        return PATIENCE
+
     def accept(self, logits: np.ndarray, maxima: np.ndarray | None) -> bool:
         """Take the logits of a step, float32 (outputs, vocabulary), and the backend's maxima of them; True when the
         request is done."""
@@ -98,7 +103,10 @@ class LogitsRequest(Request):
 
 
 class GenerateRequest(Request):
-    """Wants tokens drawn until an end token, a stop text, `max_tokens`, or the end of the context."""
+    """Wants tokens drawn until an end token, a stop text, `max_tokens`, or the end of the context.
+
+    unread: nobody reads its pieces before the last one is there.
+    """
 
     def __init__(
         self, ids: list[int], sampler: Sampler, decoder: Decoder, ends: frozenset[int], stop: tuple[str, ...],
@@ -108,7 +116,10 @@ class GenerateRequest(Request):
         self.sampler, self.decoder, self.ends, self.stop = sampler, decoder, ends, stop
         self.history, self.drawn, self.held, self.logprob = list(ids), 0, "", logprob
         self.finish = ""  # why it ended: "end", "stop", "length" or "context"
-        self.max_tokens, self.context = max_tokens, context
+        self.max_tokens, self.context, self.unread = max_tokens, context, False
+
+    def patience(self) -> float:  # what is drawn past a stop text is drawn for nothing
+        return UNREAD_PATIENCE if self.unread and not self.stop else PATIENCE
 
     def outputs(self, taken: int) -> int:
         return int(taken == len(self.ids))
@@ -170,7 +181,7 @@ class Scheduler:
     def __init__(self, engine: Engine, rows: int) -> None:
         self.engine, self.rows = engine, rows
         self._logits = np.empty((0, engine.program.vocab), np.float32)
-        self._closed = False
+        self._closed, self._halt = False, np.zeros(1, np.int32)
         self._seconds = float("inf")  # that a step took, the last time
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -195,6 +206,7 @@ class Scheduler:
             if self._closed:
                 raise ClosedError("the model is closed")
             self._waiting.extend(requests)
+            self._halt[0] = 1  # of a burst that is running
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="tinyslm", daemon=True)
                 try:
@@ -208,6 +220,7 @@ class Scheduler:
         for request in requests:
             request.cancelled = True
         with self._lock:
+            self._halt[0] = 1
             if any(r in self._running for r in requests):
                 self.engine.cancel()
 
@@ -270,6 +283,7 @@ class Scheduler:
         for request in [r for r in self._running if r.cancelled]:
             self._retire(request, CancelledError("the request was cancelled"))
         self._free_discarded()
+        self._halt[0] = 0
         while self._waiting and len(self._running) < min(MOST_RUNNING, self.rows):
             request = self._waiting.popleft()
             if request.cancelled:
@@ -313,9 +327,8 @@ class Scheduler:
 
     def _step(self) -> None:
         plan, begun = self._plan(), time.perf_counter()
-        steps = min(
-            MOST_AHEAD, int(PATIENCE / max(self._seconds, 1e-6)), *(request.most_ahead() for request, _ in plan)
-        )
+        patience = min(request.patience() for request, _ in plan)
+        steps = min(MOST_AHEAD, int(patience / max(self._seconds, 1e-6)), *(r.most_ahead() for r, _ in plan))
         done = self._step_ahead(plan, steps) if steps > 1 and self.engine.backend.burst else 0
         if not done:
             self._step_once(plan)
@@ -326,7 +339,7 @@ class Scheduler:
         requests = [request for request, _ in plan if isinstance(request, GenerateRequest)]
         draws = [request.ahead() for request in requests]
         try:
-            drawn = self.engine.burst([work for _, work in plan], self._room(len(plan)), draws, steps)
+            drawn = self.engine.burst([work for _, work in plan], self._room(len(plan)), draws, steps, self._halt)
         except MemoryError:  # a single step may do with the pages that there are
             return 0
         for request, tokens in zip(requests, drawn, strict=True):

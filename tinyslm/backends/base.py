@@ -54,7 +54,7 @@ class Draw:
 
 
 Drawn = list[list[tuple[int, float | None]]]
-Burst = Callable[[Batch, np.ndarray, Sequence[Draw], int], Drawn]
+Burst = Callable[[Batch, np.ndarray, Sequence[Draw], int, np.ndarray], Drawn]
 
 
 class Backend(Protocol):
@@ -68,11 +68,12 @@ class Backend(Protocol):
     @property
     def burst(self) -> Burst | None:
         """Takes a batch of one token for each sequence, as `step` does, and more steps after it, each over the tokens
-        drawn after the one before: logits, a Draw for each sequence, the most steps.
+        drawn after the one before: logits, a Draw for each sequence, the most steps, and an int32 (1,), which any
+        thread may set: no further step is then begun.
 
         Returns for each sequence the tokens drawn and their log probabilities; all have as many: fewer than asked after
-        a token that ends an answer, and before one that cannot be drawn or a step that fails or is cancelled: the next
-        step will do so. Raises as `step` does, where that is the first one. None: it only steps.
+        a token that ends an answer, or that int32, and before one that cannot be drawn or a step that fails or is
+        cancelled: the next step will do so. Raises as `step` does, where that is the first one. None: it only steps.
         """
         ...
 

@@ -131,7 +131,7 @@ class Native:
         self._check(lib.slm_step(self._engine, self._batch))
         return keep[0].view(np.bool_)
 
-    def burst(self, batch: Batch, logits: np.ndarray, draws: Sequence[Draw], steps: int) -> Drawn:
+    def burst(self, batch: Batch, logits: np.ndarray, draws: Sequence[Draw], steps: int, halt: np.ndarray) -> Drawn:
         """See base.Backend."""
         keep, n, vocab = self._fill(batch, logits), len(draws), logits.shape[1]
         assert self.maxima is not None
@@ -147,7 +147,7 @@ class Native:
             for d, recent, end in zip(draws, recents, ends, strict=True)
         ])  # fmt: skip
         tokens, logprobs = ffi.new("int32_t[]", steps * n), ffi.new("float[]", steps * n)
-        done = self._check(lib.slm_burst(self._engine, self._batch, vocab, c, steps, tokens, logprobs))
+        done = self._check(lib.slm_burst(self._engine, self._batch, vocab, c, steps, _ints(halt), tokens, logprobs))
         del keep  # what the C structures point to has lived until here
         at = range(0, done * n, n)
         return [[(tokens[i + j], logprobs[i + j] if d.logprob else None) for j in at] for i, d in enumerate(draws)]
