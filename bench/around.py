@@ -6,8 +6,8 @@
 start   a process that answers a prompt of 16 tokens with one, the file in the page cache: wall seconds to that token,
         beside llama.cpp in processes of its own, taken in turn, each after one that has touched more memory
 load    tinyslm.load of that process, beside what the same threads take to read the file's tensors into fresh memory
-token   per token, what does not pass in C: the loop in Python with the token's text; and sampling, where each token is
-        drawn by itself (fast models' are drawn in C, several steps together)
+token   per token, what does not pass in C: the loop in Python with the token's text, of a stream and of a whole answer;
+        and sampling, where each token is drawn by itself (most are drawn in C, several steps together)
 import  `import tinyslm`
 """
 
@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -137,15 +138,16 @@ class Timed:
         return done
 
 
-def per_token(model: tinyslm.Model, tokens: int = 300) -> tuple[float, float]:
-    """Microseconds a token from the end of a call that steps to the beginning of the next, without and for sampling.
+def per_token(model: tinyslm.Model, tokens: int = 300) -> tuple[float, float, float]:
+    """Microseconds a token from the end of a call that steps to the beginning of the next, without sampling: of a stream,
+    of a whole answer; then those for sampling.
 
     Medians over the calls, so that what else the machine does leaves them alone. Where several tokens are drawn in one
     call, how long sampling takes shows once they are not.
     """
     drawing = sampler.Sampler.draw
-    loop, sampling = list[float](), list[int]()
-    for patience in (scheduler.PATIENCE, 0):
+    loops, sampling = list[float](), list[int]()
+    for patience, whole in ((scheduler.PATIENCE, False), (scheduler.PATIENCE, True), (0, False)):
         timed, drawn = Timed(), list[tuple[int, int]]()
 
         def draw(self: sampler.Sampler, *args: Any, drawn: list[tuple[int, int]] = drawn) -> tuple[int, float | None]:
@@ -158,14 +160,20 @@ def per_token(model: tinyslm.Model, tokens: int = 300) -> tuple[float, float]:
             patch.object(native, "lib", timed), patch.object(sampler.Sampler, "draw", draw),
             patch.object(scheduler, "PATIENCE", patience),
         ):  # fmt: skip
-            for _ in model.stream(PROMPT, max_tokens=tokens, ignore_eos=True, seed=1, logprobs=False):
-                pass
+            options: dict[str, Any] = {"max_tokens": tokens, "ignore_eos": True, "seed": 1}
+            if whole:
+                model.generate(PROMPT, **options)
+            else:
+                deque(model.stream(PROMPT, logprobs=False, **options), maxlen=0)
         if patience:
-            for (_, end, steps), (begin, _, _) in pairwise(timed.calls):
-                loop.append((begin - end - sum(t for at, t in drawn if end < at < begin)) / steps)
+            between = [
+                (begin - end - sum(t for at, t in drawn if end < at < begin)) / steps
+                for (_, end, steps), (begin, _, _) in pairwise(timed.calls)
+            ]
+            loops.append(statistics.median(between) / 1e3)
         else:
             sampling = [t for _, t in drawn]
-    return statistics.median(loop) / 1e3, statistics.median(sampling) / 1e3
+    return loops[0], loops[1], statistics.median(sampling) / 1e3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -197,8 +205,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nload    {loads:.3f} s, the file read into fresh memory in {statistics.median(floors):.3f} s")
         with tinyslm.load(path, threads=args.threads, backend="native") as model:
             found = [per_token(model) for _ in range(args.rounds)]
-            loop, sampling = (statistics.median(f[i] for f in found) for i in (0, 1))
-            print(f"token   {loop:.1f} µs in the loop, {sampling:.1f} µs sampling from {model.vocab_size}", flush=True)
+            stream, whole, sampling = (statistics.median(f[i] for f in found) for i in range(3))
+            print(
+                f"token   {stream:.1f} µs in the loop of a stream, {whole:.1f} µs of a whole answer, "
+                f"{sampling:.1f} µs sampling from {model.vocab_size}", flush=True,
+            )  # fmt: skip
     return 0
 
 
