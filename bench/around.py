@@ -139,8 +139,7 @@ class Timed:
 
 
 def per_token(model: tinyslm.Model, tokens: int = 300) -> tuple[float, float, float]:
-    """Microseconds a token from the end of a call that steps to the beginning of the next, without sampling: of a stream,
-    of a whole answer; then those for sampling.
+    """Microseconds a token between calls that step, sampling apart: of a stream, of a whole answer; and sampling's.
 
     Medians over the calls, so that what else the machine does leaves them alone. Where several tokens are drawn in one
     call, how long sampling takes shows once they are not.
