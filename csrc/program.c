@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #endif
 
+enum { OWN_ROWS = 128 }; /* from so many for each thread on, each multiplies the rows that it prepared */
+
 struct slm_engine {
   slm_program program;
   const slm_isa *isa;
@@ -20,7 +22,7 @@ struct slm_engine {
   int64_t memory_bytes;
   float *turn;
   int64_t *turn_at;         /* per rope: offset of its table in floats */
-  struct { _Alignas(64) int32_t next; } *claims; /* per op: ranges handed out */
+  struct { _Alignas(64) int32_t next; } *claims; /* per part of the rows and op: ranges handed out */
   slm_groups groups;        /* rows by expert, of the SLM_GROUP run last */
   int32_t *group_memory;
   int32_t most_positions;   /* rows of the shortest table of learned positions, less its offset */
@@ -56,45 +58,53 @@ static int stopped(const walker *w) {
   return 1;
 }
 
-static int32_t claim(const walker *w, const slm_op *op) {
-  return __atomic_fetch_add(&w->e->claims[op - w->e->program.ops].next, 1, __ATOMIC_RELAXED);
+static int32_t claim_of(const walker *w, const slm_op *op, int32_t part) {
+  const slm_engine *e = w->e;
+  return __atomic_fetch_add(&e->claims[part * e->program.n_ops + (op - e->program.ops)].next, 1, __ATOMIC_RELAXED);
 }
+static int32_t claim(const walker *w, const slm_op *op) { return claim_of(w, op, 0); }
 
-/* Claimed units of `step` from `first` on. */
-static void matmul_claimed(const walker *w, const slm_op *op, int32_t first, int32_t panels, int32_t step, int32_t row_block) {
-  const int32_t rows = slm_rows(&w->ctx, op);
+/* Claimed units of `step` panels from `first` on, with the rows row … stop of part `part`. */
+static void matmul_claimed(const walker *w, const slm_op *op, int32_t part, int32_t row, int32_t stop, int32_t row_block, int32_t first,
+                           int32_t panels, int32_t step) {
   for (;;) {
-    int64_t at = first + (int64_t)claim(w, op) * step;
+    int64_t at = first + (int64_t)claim_of(w, op, part) * step;
     if (at >= panels) return;
     int32_t end = at + step < panels ? (int32_t)(at + step) : panels;
-    for (int32_t r = 0; r < rows; r += row_block) {
+    for (int32_t r = row; r < stop; r += row_block) {
       if (stopped(w)) return;
-      w->e->isa->matmul(&w->ctx, op, r, r + row_block < rows ? r + row_block : rows, (int32_t)at, end);
+      w->e->isa->matmul(&w->ctx, op, r, r + row_block < stop ? r + row_block : stop, (int32_t)at, end);
     }
   }
 }
 
 static int32_t at_least_1(int64_t n) { return n < 1 ? 1 : n > 1 << 20 ? 1 << 20 : (int32_t)n; }
 
-/* Narrow: most of the panels in one contiguous range a thread, so that memory is read in long runs, the rest claimed in
-   pieces of about 96 KB. Wide: groups of panels, claimed, that stay in the second-level cache together with as many
-   tokens' activations; small enough that threads end together, and of whole pairs, as matmul takes them. */
-static void run_matmul(const walker *w, const slm_op *op) {
+/* Most of the panels in one contiguous range a thread, so that memory is read in long runs, the rest claimed in pieces of
+   about 96 KB. */
+static void matmul_narrow(const walker *w, const slm_op *op) {
   const int32_t panels = (op->n + 15) / 16, threads = w->e->active, rows = slm_rows(&w->ctx, op);
-  const int64_t bytes = slm_panel_step(op);
-  if (w->ctx.narrow) {
-    const int32_t step = at_least_1((96 << 10) / bytes), mine = (int32_t)((int64_t)panels * 85 / 100 / threads);
-    for (int32_t p = w->thread * mine; p < (w->thread + 1) * mine; p += 4 * step) {
-      int32_t end = p + 4 * step < (w->thread + 1) * mine ? p + 4 * step : (w->thread + 1) * mine;
-      if (stopped(w)) return;
-      w->e->isa->matmul(&w->ctx, op, 0, rows, p, end);
-    }
-    matmul_claimed(w, op, mine * threads, panels, step, rows);
-  } else {
-    const int32_t tile = w->e->isa->tile, pair = op->epilogue == SLM_GATED ? 1 : 2;
-    const int32_t even = at_least_1(panels / (8 * threads * pair)) * pair, fit = at_least_1((256 << 10) / bytes / pair) * pair;
-    const int64_t block = at_least_1((384 << 10) / slm_act_row_bytes(op->act_block, op->k) / tile) * tile;
-    matmul_claimed(w, op, 0, panels, fit < even ? fit : even, (int32_t)block);
+  const int32_t step = at_least_1((96 << 10) / slm_panel_step(op)), mine = (int32_t)((int64_t)panels * 85 / 100 / threads);
+  for (int32_t p = w->thread * mine; p < (w->thread + 1) * mine; p += 4 * step) {
+    int32_t end = p + 4 * step < (w->thread + 1) * mine ? p + 4 * step : (w->thread + 1) * mine;
+    if (stopped(w)) return;
+    w->e->isa->matmul(&w->ctx, op, 0, rows, p, end);
+  }
+  matmul_claimed(w, op, 0, 0, rows, rows, mine * threads, panels, step);
+}
+
+/* Each thread takes the rows that it prepared, as they come from another core's cache at a few GB/s, and then helps with
+   those of others; with few rows for each it would be the weights that are read too often. Groups of panels, claimed, stay
+   in the second-level cache together with as many tokens' activations; small enough that threads end together, and of
+   whole pairs, as matmul takes them. */
+static void matmul_wide(const walker *w, const slm_op *op) {
+  const int32_t panels = (op->n + 15) / 16, threads = w->e->active, rows = slm_rows(&w->ctx, op);
+  const int32_t tile = w->e->isa->tile, pair = op->epilogue == SLM_GATED ? 1 : 2, parts = rows >= OWN_ROWS * threads ? threads : 1;
+  const int32_t even = at_least_1(panels / (8 * threads / parts * pair)) * pair, fit = at_least_1((256 << 10) / slm_panel_step(op) / pair) * pair;
+  const int64_t block = at_least_1((384 << 10) / slm_act_row_bytes(op->act_block, op->k) / tile) * tile;
+  for (int32_t i = 0; i < parts; i++) {
+    const int32_t part = (w->thread + i) % parts, row = cut(rows, tile, part, parts), stop = cut(rows, tile, part + 1, parts);
+    matmul_claimed(w, op, part, row, stop, (int32_t)block, 0, panels, fit < even ? fit : even);
   }
 }
 
@@ -284,7 +294,7 @@ static void run_op(const walker *w, const slm_op *op) {
     case SLM_LOOKUP: embed(&w->ctx, op, row, stop); break;
     case SLM_NORM: isa->norm(&w->ctx, op, row, stop); break;
     case SLM_PREPARE: run_prepare(w, op); break;
-    case SLM_MATMUL: run_matmul(w, op); break;
+    case SLM_MATMUL: (w->ctx.narrow ? matmul_narrow : matmul_wide)(w, op); break;
     case SLM_ROPE: isa->rope(&w->ctx, op, row, stop); break;
     case SLM_STORE: run_store(w, op); break;
     case SLM_ATTEND: (w->ctx.narrow ? attend_narrow : attend_wide)(w, op); break;
@@ -391,9 +401,11 @@ int32_t slm_step(slm_engine *e, const slm_batch *batch) {
   make_units(e);
   error = make_parts(e);
   if (error) return error;
-  for (int32_t i = 0; i < e->program.n_ops; i++) e->claims[i].next = 0;
+  
   memset(batch->bad, 0, (size_t)batch->n_tokens);
   e->active = slm_pool_fit(e->pool);
+  const int32_t parts = batch->n_tokens >= OWN_ROWS * e->active ? e->active : 1;
+  for (int32_t i = 0; i < parts * e->program.n_ops; i++) e->claims[i].next = 0;
   error = slm_pool_run(e->pool, e->active, walk, e);
   return error ? error : e->stopped ? SLM_E_CANCELLED : SLM_OK;
 }
@@ -491,7 +503,7 @@ static int allocate(slm_engine *e) {
   const slm_program *p = &e->program;
   int64_t floats = 0;
   e->turn_at = calloc((size_t)p->n_ropes + 1, sizeof *e->turn_at);
-  e->claims = aligned_alloc(64, sizeof *e->claims * (size_t)(p->n_ops + 1));
+  e->claims = aligned_alloc(64, sizeof *e->claims * ((size_t)p->n_ops * (size_t)e->threads + 1));
   for (int i = 0; i < 2; i++) e->units[i] = calloc((size_t)p->rows, sizeof **e->units);
   for (int32_t i = 0; i < p->n_ops; i++)
     if (p->ops[i].kind == SLM_ATTEND && SLM_NARROW * (int64_t)p->ops[i].kv_heads > e->n_ended) e->n_ended = SLM_NARROW * (int64_t)p->ops[i].kv_heads;
