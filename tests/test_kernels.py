@@ -287,6 +287,23 @@ def test_softmax_to_two_units(isa: str, tmp_path: Path) -> None:
     assert ulps(got, np.exp(wide) / (1 + np.exp(wide))).max() <= 2
 
 
+def test_pages_given_back_are_taken_first_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = Builder(8, 64)
+    b.logits(b.matmul(b.select(b.embed(Weight("x", 8, 8))), Weight("w", 8, 8)))
+    tensors = {"x": table(np.zeros((8, 8))), "w": table(np.zeros((8, 8)))}
+    with running(tmp_path / "model.gguf", b.build(), tensors, "scalar") as backend:
+        monkeypatch.setattr("tinyslm.backends.native.KEPT_BYTES", 2 * backend.page_bytes)
+        pages = [backend.new_page() for _ in range(3)]
+        for page in pages:
+            backend.free_page(page)
+        assert backend._kept == pages[:2]
+        assert {backend.new_page(), backend.new_page()} == set(pages[:2])
+        assert not backend._kept
+        for page in pages[:2]:
+            backend.free_page(page)
+    assert not backend._kept  # the system has them
+
+
 # ---- which instruction set runs ----
 
 

@@ -22,6 +22,7 @@ from ..program import lower, lower_to_fit
 from .base import MOST_RUNNING, Batch, Draw, Drawn, Weights, matrix_types
 
 PROGRESS = 0.05  # seconds between two calls of `progress`
+KEPT_BYTES = 32 << 20  # of pages given back, for sequences to come: new ones cost 4% of a prompt at 135M
 KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block, lib.slm_kv_bytes)
 FIELDS = (
     "output", "gather", "barrier", "type", "type2", "n", "k", "ldx", "ldy", "ldout", "heads", "kv_heads", "dk", "dv",
@@ -85,6 +86,7 @@ class Native:
         self._cancel, self._batch = ffi.new("int32_t *"), ffi.new("slm_batch *")
         self._sixteens = np.empty((0, -(-program.vocab // 16)), np.float32)
         self.maxima: np.ndarray | None = None
+        self._kept = list[int]()
         self._arena = Memory(self.lowered.arena)
         self._engine = ffi.NULL
         try:
@@ -196,12 +198,20 @@ class Native:
         self._cancel[0] = 1
 
     def new_page(self) -> int:
+        if self._kept:
+            return self._kept.pop()
         page = lib.slm_alloc(self.page_bytes)
         if page == ffi.NULL:
             raise MemoryError(f"no memory for a KV page of {self.page_bytes} bytes")
         return int(ffi.cast("uintptr_t", page))
 
     def free_page(self, page: int) -> None:
+        if self._engine != ffi.NULL and (len(self._kept) + 1) * self.page_bytes <= KEPT_BYTES:
+            self._kept.append(page)
+        else:
+            self._release(page)
+
+    def _release(self, page: int) -> None:
         lib.slm_free(ffi.cast("void *", page), self.page_bytes)
 
     def copy_page(self, target: int, source: int) -> None:
@@ -210,6 +220,8 @@ class Native:
     def close(self) -> None:
         lib.slm_engine_free(self._engine)
         self._engine = ffi.NULL
+        while self._kept:
+            self._release(self._kept.pop())
         self._arena.free()
 
 
