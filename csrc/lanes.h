@@ -20,7 +20,7 @@
    vw                          64 bytes: 16 rows × 4 codes
    vw_store(p, w)
    vw_load(p) vw_code8(p)      as they are; codes of 8 bits, in the form that the dot product wants
-   vi_byte(w, i)               the given byte of each lane's 4, as int32
+   vi_byte(w) vw_next(w)       the first byte of each lane's 4, as int32; all of them one place down
    vw_and(v, byte) vw_or(a, b) vw_shl(v, constant) vw_shr(v, constant)     shifts may cross bytes: mask after them
    vw_look(t, v)               byte v (0 … 15) of t, whose 16 bytes stand in it four times
    va                          16 running sums of dot products

@@ -91,7 +91,8 @@ IN vw vw_look(vw t, vw x) { return BOTH2(vw, _mm256_shuffle_epi8, t, x); }
 #define vw_shl(x, s) ((vw){_mm256_slli_epi16((x).a, s), _mm256_slli_epi16((x).b, s)})
 #define vw_shr(x, s) ((vw){_mm256_srli_epi16((x).a, s), _mm256_srli_epi16((x).b, s)})
 IN __m256i low_byte(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi32(255)); }
-#define vi_byte(w, i) ((vi){low_byte(_mm256_srli_epi32((w).a, 8 * (i))), low_byte(_mm256_srli_epi32((w).b, 8 * (i)))})
+#define vi_byte(w) ((vi){low_byte((w).a), low_byte((w).b)})
+#define vw_next(w) ((vw){_mm256_srli_epi32((w).a, 8), _mm256_srli_epi32((w).b, 8)})
 IN vw vw_and(vw x, int byte) { __m256i m = _mm256_set1_epi8((char)byte); vw y = {m, m}; return BOTH2(vw, _mm256_and_si256, x, y); }
 IN __m256i four_codes(const int8_t *a) {
   int32_t four;

@@ -81,7 +81,8 @@ IN vi vi_abs_bits(vf v) { return _mm512_and_si512(vi_bits(v), vi_set(0x7fffffff)
 #define vw_look _mm512_shuffle_epi8
 #define vw_shl _mm512_slli_epi16
 #define vw_shr _mm512_srli_epi16
-#define vi_byte(w, i) _mm512_and_si512(_mm512_srli_epi32(w, 8 * (i)), vi_set(255))
+#define vi_byte(w) _mm512_and_si512(w, vi_set(255))
+#define vw_next(w) _mm512_srli_epi32(w, 8)
 IN vw vw_and(vw v, int byte) { return _mm512_and_si512(v, _mm512_set1_epi8((char)byte)); }
 #define va_begin(c) (c)
 #define va_end(s, c) (s)

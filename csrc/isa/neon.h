@@ -92,14 +92,12 @@ IN vw vw_look(vw t, vw a) { EACH a.v[i] = vqtbl1q_u8(t.v[0], a.v[i]); return a; 
 IN uint8x16_t shift_left(uint8x16_t a, int s) { return vshlq_u8(a, vdupq_n_s8((int8_t)s)); }
 IN vw vw_shl(vw a, int s) { EACH a.v[i] = shift_left(a.v[i], s); return a; }
 IN vw vw_shr(vw a, int s) { EACH a.v[i] = shift_left(a.v[i], -s); return a; }
-IN vi vi_byte(vw w, int i) {
+IN vi vi_byte(vw w) {
   vi r;
-  for (int j = 0; j < 4; j++) {
-    uint32x4_t lane = vshlq_u32(vreinterpretq_u32_u8(w.v[j]), vdupq_n_s32(-8 * i));
-    r.v[j] = vreinterpretq_s32_u32(vandq_u32(lane, vdupq_n_u32(255)));
-  }
+  for (int j = 0; j < 4; j++) r.v[j] = vreinterpretq_s32_u32(vandq_u32(vreinterpretq_u32_u8(w.v[j]), vdupq_n_u32(255)));
   return r;
 }
+IN vw vw_next(vw w) { EACH w.v[i] = vreinterpretq_u8_u32(vshrq_n_u32(vreinterpretq_u32_u8(w.v[i]), 8)); return w; }
 IN int8x16_t four_codes(const int8_t *a) {
   int32_t four;
   memcpy(&four, a, 4);

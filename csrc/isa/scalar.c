@@ -94,7 +94,8 @@ IN vw vw_or(vw a, vw b) { return a | b; }
 IN vw vw_shl(vw a, int s) { return a << s; }
 IN vw vw_shr(vw a, int s) { return a >> s; }
 IN vw vw_look(vw t, vw a) { for (int i = 0; i < 64; i++) a[i] = t[a[i]]; return a; }
-#define vi_byte(w, i) ((vi)((vu)(w) >> 8 * (i) & 255))
+#define vi_byte(w) ((vi)((vu)(w) & 255))
+#define vw_next(w) ((vw)((vu)(w) >> 8))
 #define va_begin(c) (c)
 #define va_end(s, c) (s)
 #define va_dot(s, w, a, bits) va_dot_(s, w, a)
