@@ -65,8 +65,8 @@ static int32_t claim_of(const walker *w, const slm_op *op, int32_t part) {
 static int32_t claim(const walker *w, const slm_op *op) { return claim_of(w, op, 0); }
 
 /* Claimed units of `step` panels from `first` on, with the rows row … stop of part `part`. */
-static void matmul_claimed(const walker *w, const slm_op *op, int32_t part, int32_t row, int32_t stop, int32_t row_block, int32_t first,
-                           int32_t panels, int32_t step) {
+static void matmul_claimed(const walker *w, const slm_op *op, int32_t part, int32_t row, int32_t stop, int32_t row_block,
+                           int32_t first, int32_t panels, int32_t step) {
   for (;;) {
     int64_t at = first + (int64_t)claim_of(w, op, part) * step;
     if (at >= panels) return;
@@ -93,14 +93,16 @@ static void matmul_narrow(const walker *w, const slm_op *op) {
   matmul_claimed(w, op, 0, 0, rows, rows, mine * threads, panels, step);
 }
 
-/* Each thread takes the rows that it prepared, as they come from another core's cache at a few GB/s, and then helps with
-   those of others; with few rows for each it would be the weights that are read too often. Groups of panels, claimed, stay
-   in the second-level cache together with as many tokens' activations; small enough that threads end together, and of
-   whole pairs, as matmul takes them. */
+/* Each thread takes the rows that it prepared, as another core's come slowly, and then helps with what is left of others';
+   with few rows for each it would be the weights that are read too often. Groups of panels, claimed, stay in the
+   second-level cache together with as many tokens' activations; small enough that threads end together, and of whole
+   pairs, as matmul takes them. */
 static void matmul_wide(const walker *w, const slm_op *op) {
   const int32_t panels = (op->n + 15) / 16, threads = w->e->active, rows = slm_rows(&w->ctx, op);
-  const int32_t tile = w->e->isa->tile, pair = op->epilogue == SLM_GATED ? 1 : 2, parts = rows >= OWN_ROWS * threads ? threads : 1;
-  const int32_t even = at_least_1(panels / (8 * threads / parts * pair)) * pair, fit = at_least_1((256 << 10) / slm_panel_step(op) / pair) * pair;
+  const int32_t tile = w->e->isa->tile, pair = op->epilogue == SLM_GATED ? 1 : 2;
+  const int32_t parts = rows >= OWN_ROWS * threads ? threads : 1;
+  const int32_t even = at_least_1(panels / (8 * threads / parts * pair)) * pair;
+  const int32_t fit = at_least_1((256 << 10) / slm_panel_step(op) / pair) * pair;
   const int64_t block = at_least_1((384 << 10) / slm_act_row_bytes(op->act_block, op->k) / tile) * tile;
   for (int32_t i = 0; i < parts; i++) {
     const int32_t part = (w->thread + i) % parts, row = cut(rows, tile, part, parts), stop = cut(rows, tile, part + 1, parts);
@@ -401,7 +403,6 @@ int32_t slm_step(slm_engine *e, const slm_batch *batch) {
   make_units(e);
   error = make_parts(e);
   if (error) return error;
-  
   memset(batch->bad, 0, (size_t)batch->n_tokens);
   e->active = slm_pool_fit(e->pool);
   const int32_t parts = batch->n_tokens >= OWN_ROWS * e->active ? e->active : 1;
