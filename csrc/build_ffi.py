@@ -11,7 +11,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "burst.c", "cpu.c", "dispatch.c", "load.c", "pack.c", "pool.c", "probe.c", "program.c", "quantise.c", "sample.c",
-    "turn.c",
+    "turn.c", "walk.c",
 ]  # fmt: skip
 FLAGS = ["-std=gnu11", "-O2", "-fno-fast-math", "-ffp-contract=off", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 
