@@ -74,7 +74,8 @@ def build(
     """Compile the driver and the C core from source, with the flags of `sanitize` but for the files named in `plain`.
     CalledProcessError, its stderr told, where that fails."""
     runpy.run_path(str(ROOT / "csrc" / "build_ffi.py"))  # which writes formats/grids.inc
-    core = [ROOT / "csrc" / f"{name}.c" for name in ("cpu", "dispatch", "pack", "pool", "program", "replay", "turn", "walk")]
+    names = ("cpu", "dispatch", "pack", "pool", "program", "replay", "turn", "walk")
+    core = [ROOT / "csrc" / f"{name}.c" for name in names]
     sources = [*sorted((ROOT / "csrc" / "isa").glob("*.c")), *core]  # the slowest first
     flags = [*FLAGS, *flags, "-DSLM_REPLAY", f"-I{ROOT / 'csrc'}"]
 
