@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import ROOT, STORIES, TINY, is_writing, tiny_file
+from small import ROOT, STORIES, TINY, break_embedding, is_writing, tiny_file
 
 from tinyslm import OptionError, bench, shapes
 from tinyslm.backends import has_native
 from tinyslm.engine import Work
-from tinyslm.errors import FileError
+from tinyslm.errors import FileError, NonFiniteError
 from tinyslm.formats import BY_NAME
 from tinyslm.gguf import GGUF
 from tinyslm.kvcache import Sequence
@@ -74,16 +74,23 @@ Steps = list[list[tuple[Sequence, int, int, int]]]
 
 
 def watched(b: bench.Bench, monkeypatch: pytest.MonkeyPatch) -> Steps:
-    """The steps that the engine is asked for: of each work the sequence, its length before, tokens and outputs."""
+    """The steps that the engine takes: of each work the sequence, its length before, tokens and outputs."""
     steps: Steps = []
-    step = b._engine.step
+    step, burst = b._engine.step, b._engine.burst
 
     def record(works: list[Work], logits: np.ndarray) -> list[bool]:
         steps.append([(w.sequence, w.sequence.length, len(w.ids), w.outputs) for w in works])
         assert len(logits) == sum(w.outputs for w in works)
         return step(works, logits)
 
+    def record_burst(works: list[Work], *args: Any) -> Any:
+        first = [(w.sequence, w.sequence.length, len(w.ids), w.outputs) for w in works]
+        drawn = burst(works, *args)
+        steps.extend([(s, at + i, n, out) for s, at, n, out in first] for i in range(len(drawn[0])))
+        return drawn
+
     monkeypatch.setattr(b._engine, "step", record)
+    monkeypatch.setattr(b._engine, "burst", record_burst)
     return steps
 
 
@@ -116,6 +123,43 @@ def test_steps_of_sequences_together(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read = sum(t.nbytes for t in file.tensors.values()) - file.tensors["token_embd.weight"].nbytes
     assert result.work == 3 * read
     assert result.rates[0] == result.work * 1e9 / result.nanoseconds[0]
+
+
+@needs_native
+@pytest.mark.parametrize("burst", [True, False])
+def test_each_next_token_is_the_likeliest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, burst: bool) -> None:
+    with bench.Bench(tiny_file(tmp_path), 1, limits=SMALL) as b:
+        if not burst:
+            monkeypatch.setattr(type(b._engine.backend), "burst", None)
+        chains = np.array([[7], [8]], np.int32)
+        for _ in range(11):
+            likeliest = [b.model.logits(ids, last=1)[0].argmax() for ids in chains.tolist()]
+            chains = np.column_stack([chains, likeliest])
+        monkeypatch.setattr(b, "_ids", lambda *shape: chains[: shape[0], 0].astype(np.int32))
+        fed = dict[int, list[int]]()
+        for name in ("step", "burst"):
+            real = getattr(b._engine, name)
+
+            def spy(works: list[Work], *args: Any, real: Any = real) -> Any:
+                fed[works[0].sequence.length] = [int(ids) for w in works for ids in w.ids]
+                return real(works, *args)
+
+            monkeypatch.setattr(b._engine, name, spy)
+        b.repeat(bench.Case(0, 12, 0, 2))
+    assert len(np.unique(chains)) > 4
+    assert len(fed) == 2 if burst else len(fed) == 12, "the first step alone, to learn how long it takes"
+    assert fed == {at: chains[:, at].tolist() for at in fed}
+
+
+@needs_native
+@pytest.mark.parametrize("case", [bench.Case(4, 0), bench.Case(0, 4)])
+def test_a_broken_model_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: bench.Case) -> None:
+    path = tiny_file(tmp_path)
+    break_embedding(path, 5)
+    with bench.Bench(path, 1, limits=SMALL) as b:
+        monkeypatch.setattr(b, "_ids", lambda *shape: np.full(shape, 5, np.int32))
+        with pytest.raises(NonFiniteError, match=re.escape(f"{path}: a value is no finite number")):
+            b.run(case, 1)
 
 
 @needs_native

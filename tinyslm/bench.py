@@ -3,7 +3,8 @@
 The tests are llama-bench's: `pp512` is the time that a prompt of 512 random tokens takes, `tg128` that of 128 tokens
 one after another, `@ d4096` behind 4096 tokens that are not timed; `tg128 x4` has four sequences decode together, and
 counts the tokens of all. As there, only the last token of a prompt has its logits computed; the engine does the
-last layer for that one alone, and is counted as if it had done it for all.
+last layer for that one alone, and is counted as if it had done it for all. Where llama-bench decodes random tokens, the
+likeliest one is drawn here, as generation with temperature 0 does, and its time counts.
 
 Two limits stand beside each repetition, from the same threads and instruction set: the rate of reading memory, and
 that of 8-bit multiplications and additions in registers. Decoding is held against the first, by the bytes of the
@@ -33,6 +34,9 @@ from .gguf import GGUF
 from .kvcache import Sequence
 from .model import load
 from .ops import Program
+from .sampler import Sampler
+from .sampling import Sampling
+from .scheduler import PATIENCE
 
 PROBE_BYTES = 1 << 28  # read by the probe: more than caches hold
 
@@ -198,6 +202,7 @@ class Bench:
         self._engine = self.model._scheduler.engine
         self._weights = layer_weights(self._engine.program)
         self._rng = np.random.default_rng(0)
+        self._greedy = Sampler(Sampling(temperature=0), self.model.vocab_size)
         self._depth, self._sequences = 0, list[Sequence]()
 
     def record(self) -> dict[str, Any]:
@@ -250,14 +255,12 @@ class Bench:
     def repeat(self, case: Case) -> int:
         """Nanoseconds of one repetition; the sequences are then as they were."""
         sequences = self._filled(case)
-        ids = self._ids(case.prompt) if case.prompt else self._ids(case.gen, case.sequences)
+        ids = self._ids(case.prompt or case.sequences)
         start = time.perf_counter_ns()
         if case.prompt:
             self._read(sequences[0], ids)
         else:
-            logits = np.empty((case.sequences, self.model.vocab_size), np.float32)
-            for row in ids:
-                self._step([Work(s, row[i : i + 1], 1) for i, s in enumerate(sequences)], logits)
+            self._generate(sequences, ids, case.gen)
         taken = time.perf_counter_ns() - start
         for s in sequences:
             self._engine.cache.truncate(s, case.depth)
@@ -270,9 +273,35 @@ class Bench:
             end = at + self.model.chunk
             self._step([Work(sequence, ids[at:end], int(end >= len(ids)))], logits[: int(end >= len(ids))])
 
+    def _generate(self, sequences: list[Sequence], ids: np.ndarray, count: int) -> None:
+        """So many steps, the first of one id for each sequence: as many in a call as a stream takes."""
+        logits = np.empty((len(sequences), self.model.vocab_size), np.float32)
+        steps, done = 1, 0
+        while done < count:
+            works = [Work(s, ids[i : i + 1], 1) for i, s in enumerate(sequences)]
+            start = time.perf_counter()
+            if self._engine.backend.burst:
+                drawn = self._burst(works, logits, min(steps, count - done))
+            else:
+                self._step(works, logits)
+                drawn = logits.argmax(1).astype(np.int32)[None]
+            ids, done = drawn[-1], done + len(drawn)
+            steps = max(1, int(PATIENCE / (time.perf_counter() - start) * len(drawn)))
+
+    def _burst(self, works: list[Work], logits: np.ndarray, steps: int) -> np.ndarray:
+        """The likeliest tokens of up to so many steps, int32 (steps, sequences)."""
+        draws = [self._greedy.ahead(0, (), False, ())] * len(works)
+        drawn = self._engine.burst(works, logits, draws, steps, np.zeros(1, np.int32))
+        if not drawn[0]:
+            raise self._broken()
+        return np.array([[token for token, _ in tokens] for tokens in drawn], np.int32).T
+
+    def _broken(self) -> NonFiniteError:
+        return NonFiniteError(f"{self.path}: a value is no finite number")
+
     def _step(self, works: list[Work], logits: np.ndarray) -> None:
         if not all(self._engine.step(works, logits)):
-            raise NonFiniteError(f"{self.path}: a value is no finite number")
+            raise self._broken()
 
     def _free(self) -> None:
         for s in self._sequences:
