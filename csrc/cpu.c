@@ -1,6 +1,8 @@
 /* What the CPU has, and whether the system saves its registers. Asked once. */
 #include "engine.h"
 
+int slm_fetch_far;
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 
@@ -13,6 +15,8 @@ static uint64_t enabled_state(void) {
 /* Bits: Intel SDM volume 2, CPUID leaves 1 and 7. */
 static int detect(void) {
   uint32_t a, b, c, d;
+  if (!__get_cpuid(0, &a, &b, &c, &d)) return 0;
+  slm_fetch_far = b == 0x68747541; /* "Auth" of AuthenticAMD */
   if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
   const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29, need = fma | osxsave | avx | f16c;
   if ((c & need) != need) return 0;

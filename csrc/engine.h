@@ -125,6 +125,7 @@ typedef struct {
 /* What this CPU and its system have (cpu.c). AVX2 stands for AVX2, FMA and F16C; AVX512 for F, BW, DQ and VL. */
 enum { SLM_CPU_AVX2 = 1, SLM_CPU_AVXVNNI = 2, SLM_CPU_AVX512 = 4, SLM_CPU_AVX512VNNI = 8, SLM_CPU_DOTPROD = 16 };
 int slm_cpu_has(int features);
+extern int slm_fetch_far; /* how to fetch ahead (lanes.h): far, past the outer caches, or near, through all; set by the first question */
 
 /* The table of dispatch.c. */
 const slm_isa *slm_isa_find(const char *name); /* NULL: the best here; a NULL result: none of that name here */

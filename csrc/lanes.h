@@ -44,6 +44,18 @@
 #define TARGET_END _Pragma("GCC pop_options")
 #endif
 
+/* Fetches `bytes` bytes, a multiple of 64, of a stream that is read at p: as far ahead and as near to the core as its maker
+   needs it. A Zen 5 core that reads 45 GB/s has enough on its way with 8 KB (with 4 KB Q6_K comes at 80% of that, with 8 KB
+   at 95%), and decodes 1 to 3% faster where lines do not stay in its outer caches (hint 0). To Intel's servers that hint is
+   poison: it goes past the second-level cache, whose queue is what holds many lines (two cores of a Xeon 6 read 12 GB/s with
+   it, 31 with no hint, 36 to 38 with all levels 1 to 2 KB ahead). */
+#define FETCH_AHEAD(p, bytes)                                                                       \
+  do {                                                                                              \
+    const uint8_t *at_ = (const uint8_t *)(p);                                                      \
+    if (slm_fetch_far) UNROLL for (int i_ = 0; i_ < (bytes); i_ += 64) __builtin_prefetch(at_ + 8192 + i_, 0, 0); \
+    else UNROLL for (int i_ = 0; i_ < (bytes); i_ += 64) __builtin_prefetch(at_ + 2048 + i_, 0, 3); \
+  } while (0)
+
 /* vi_sums and vi_tops where the ISA has nothing better. */
 #define EACH_FOLDED(name, fold)                                                                     \
   IN vi name(const vi *v) {                                                                         \
