@@ -1,4 +1,9 @@
 /* What the CPU has, and whether the system saves its registers. Asked once. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include "engine.h"
 
 int slm_fetch_far;
@@ -10,6 +15,16 @@ static uint64_t enabled_state(void) {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (uint64_t)high << 32 | low;
+}
+
+/* The system saves the tiles (XCR0 bits 17 and 18), 8 KB of state for each thread, only for who asks. */
+static int tiles_allowed(uint64_t state) {
+#if SLM_WITH_AMX
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+  return (state >> 17 & 3) == 3 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+#else
+  return (void)state, 0;
+#endif
 }
 
 /* Bits: Intel SDM volume 2, CPUID leaves 1 and 7. */
@@ -28,6 +43,7 @@ static int detect(void) {
     const uint32_t f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
     if ((b & (f | dq | bw | vl)) == (f | dq | bw | vl)) has |= SLM_CPU_AVX512;
     if (c >> 11 & 1) has |= SLM_CPU_AVX512VNNI;
+    if ((d >> 24 & 3) == 3 && tiles_allowed(state)) has |= SLM_CPU_AMX;
   }
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1)) has |= SLM_CPU_AVXVNNI;
   return has;

@@ -3,13 +3,16 @@
 #include "engine.h"
 
 #if defined(__x86_64__)
-extern const slm_isa slm_isa_avx512vnni, slm_isa_avxvnni, slm_isa_avx2;
+extern const slm_isa slm_isa_amx, slm_isa_avx512vnni, slm_isa_avxvnni, slm_isa_avx2;
 #elif defined(__aarch64__)
 extern const slm_isa slm_isa_neon_dot, slm_isa_neon;
 #endif
 extern const slm_isa slm_isa_scalar;
 
 static const slm_isa *const table[] = {
+#if SLM_WITH_AMX
+    &slm_isa_amx,
+#endif
 #if defined(__x86_64__)
     &slm_isa_avx512vnni, &slm_isa_avxvnni, &slm_isa_avx2,
 #elif defined(__aarch64__)

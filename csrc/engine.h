@@ -101,7 +101,8 @@ void slm_turns(int32_t position, const double *frequency, int32_t half, float ma
 typedef struct {
   const char *name;
   int (*here)(void);
-  int32_t tile; /* tokens in a full matmul tile, a power of two */
+  int32_t tile;      /* tokens in a full tile of activations, a power of two */
+  int32_t act_bytes; /* of activations that matmul goes through again and again, for panel after panel */
   void (*norm)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
   void (*prepare)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
   void (*matmul)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop, int32_t panel, int32_t panel_stop);
@@ -123,7 +124,21 @@ typedef struct {
 } slm_isa;
 
 /* What this CPU and its system have (cpu.c). AVX2 stands for AVX2, FMA and F16C; AVX512 for F, BW, DQ and VL. */
-enum { SLM_CPU_AVX2 = 1, SLM_CPU_AVXVNNI = 2, SLM_CPU_AVX512 = 4, SLM_CPU_AVX512VNNI = 8, SLM_CPU_DOTPROD = 16 };
+enum {
+  SLM_CPU_AVX2 = 1, SLM_CPU_AVXVNNI = 2, SLM_CPU_AVX512 = 4, SLM_CPU_AVX512VNNI = 8, SLM_CPU_DOTPROD = 16,
+  SLM_CPU_AMX = 32 /* tiles of int8, which the process has leave to use */
+};
+/* Whether the compiler knows AMX's tiles, and the system is one whose leave to use them cpu.c can ask. */
+#if defined(__clang__)
+#define SLM_COMPILES_AMX (__clang_major__ >= 12)
+#else
+#define SLM_COMPILES_AMX (__GNUC__ >= 11)
+#endif
+#if defined(__x86_64__) && defined(__linux__) && SLM_COMPILES_AMX
+#define SLM_WITH_AMX 1
+#else
+#define SLM_WITH_AMX 0
+#endif
 int slm_cpu_has(int features);
 extern int slm_fetch_far; /* how to fetch ahead (lanes.h): far, past the outer caches, or near, through all; set by the first question */
 

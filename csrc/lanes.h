@@ -52,7 +52,7 @@
 #define FETCH_AHEAD(p, bytes)                                                                       \
   do {                                                                                              \
     const uint8_t *at_ = (const uint8_t *)(p);                                                      \
-    if (slm_fetch_far) UNROLL for (int i_ = 0; i_ < (bytes); i_ += 64) __builtin_prefetch(at_ + 8192 + i_, 0, 0); \
+    if (FETCH_FAR) UNROLL for (int i_ = 0; i_ < (bytes); i_ += 64) __builtin_prefetch(at_ + 8192 + i_, 0, 0); \
     else UNROLL for (int i_ = 0; i_ < (bytes); i_ += 64) __builtin_prefetch(at_ + 2048 + i_, 0, 3); \
   } while (0)
 

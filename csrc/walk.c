@@ -68,7 +68,7 @@ static void matmul_wide(const walker *w, const slm_op *op) {
   const int32_t parts = rows >= OWN_ROWS * threads ? threads : 1;
   const int32_t even = at_least_1(panels / (8 * threads / parts * pair)) * pair;
   const int32_t fit = at_least_1((256 << 10) / slm_panel_step(op) / pair) * pair;
-  const int64_t block = at_least_1((384 << 10) / slm_act_row_bytes(op->act_block, op->k) / tile) * tile;
+  const int64_t block = at_least_1(w->e->isa->act_bytes / slm_act_row_bytes(op->act_block, op->k) / tile) * tile;
   for (int32_t i = 0; i < parts; i++) {
     const int32_t part = (w->thread + i) % parts, row = cut(rows, tile, part, parts), stop = cut(rows, tile, part + 1, parts);
     matmul_claimed(w, op, part, row, stop, (int32_t)block, 0, panels, fit < even ? fit : even);
