@@ -60,6 +60,7 @@ typedef struct {
   int32_t act, center, offset;   /* center: the norm takes the mean off first */
   int32_t used, experts;         /* experts that a row takes, of how many; used > 0: the slot's rows go by SLM_GROUP */
   int32_t part;                  /* from one head's norm weights or one expert's x to the next, in floats; 0: the same */
+  int32_t folded;                /* 1: a PREPARE of what the MATMUL before it makes, whose threads do it in a wide step */
   float eps, scale, softcap;     /* softcap: scores, or sums, become softcap · tanh(s / softcap); 0: they stay */
   int64_t x, y, out, w, bias, bias2, norm, norm_bias, kv; /* kv: offset of the layer in a KV page */
   int64_t act_narrow, act_wide;  /* the act slot: offset in a thread's scratch, and in the workspace */

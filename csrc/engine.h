@@ -12,6 +12,7 @@ _Static_assert(FLT_EVAL_METHOD == 0, "float arithmetic must round to float at ev
 
 enum { SLM_PAGE = 64, SLM_SEGMENT = 512 }; /* positions in a KV page; in an attention segment */
 enum { SLM_COLUMNS = 128 };                /* query heads times tokens that attend together, about */
+enum { SLM_FOLD_FLOATS = 64 << 10 };       /* of a matmul's result that a thread keeps until it is rounded */
 enum { SLM_COLUMNS_FLOATS = 96 };          /* of the state of a tile of columns, but for its arrays */
 
 /* How many maxima stand for n logits. */
@@ -40,6 +41,12 @@ static inline int64_t slm_group_rows(int64_t rows, int32_t used, int32_t experts
   return few < many ? few : many;
 }
 
+/* Some columns of some rows of a matmul's result that stand in a thread's scratch, from where they are rounded. */
+typedef struct {
+  float *at;
+  int32_t row, column, ld; /* the first ones; floats from row to row */
+} slm_fold;
+
 /* A step as one thread sees it. */
 typedef struct {
   const slm_program *program;
@@ -53,6 +60,7 @@ typedef struct {
   float *parts;          /* attention by segments in narrow steps: (rows, heads, segments, slm_part_floats) */
   int32_t segments;
   int32_t narrow;
+  slm_fold fold;         /* what this thread works on, of a matmul whose result is folded; at NULL: of none */
 } slm_ctx;
 
 /* Rows of the op, and the token that a row of the op, or of its x, stands for. */
@@ -73,6 +81,12 @@ static inline float *slm_out(const slm_ctx *c, const slm_op *op, int32_t row) {
   return op->out < 0 ? c->batch->logits + (int64_t)row * c->program->vocab
                      : (float *)(c->workspace + op->out) + (int64_t)row * op->ldout;
 }
+/* What a matmul makes, from a column on, and how far it is to the next row; what a folded PREPARE rounds. */
+static inline float *slm_made(const slm_ctx *c, const slm_op *op, int32_t row, int32_t column) {
+  const slm_fold *f = &c->fold;
+  return f->at ? f->at + (int64_t)(row - f->row) * f->ld + (column - f->column) : slm_out(c, op, row) + column;
+}
+static inline int32_t slm_made_ld(const slm_ctx *c, const slm_op *op) { return c->fold.at ? c->fold.ld : op->ldout; }
 static inline uint8_t *slm_act(const slm_ctx *c, const slm_op *op) {
   return c->narrow && !op->used ? c->act + op->act_narrow : c->workspace + op->act_wide;
 }
@@ -104,7 +118,7 @@ typedef struct {
   int32_t tile;      /* tokens in a full tile of activations, a power of two */
   int32_t act_bytes; /* of activations that matmul goes through again and again, for panel after panel */
   void (*norm)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
-  void (*prepare)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
+  void (*prepare)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop, int32_t column, int32_t column_stop);
   void (*matmul)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop, int32_t panel, int32_t panel_stop);
   void (*rope)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop);
   void (*store)(const slm_ctx *, const slm_op *, int32_t row, int32_t stop, int32_t head, int32_t head_stop);

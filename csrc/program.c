@@ -123,7 +123,7 @@ static int64_t kernel_scratch(const slm_program *p) {
   int64_t most = 0;
   for (int32_t i = 0; i < p->n_ops; i++) {
     const slm_op *op = p->ops + i;
-    int64_t bytes = op->kind == SLM_ATTEND || op->kind == SLM_STORE ? 4 * slm_attend_floats(op) : 0;
+    int64_t bytes = op->kind == SLM_ATTEND || op->kind == SLM_STORE ? 4 * slm_attend_floats(op) : op->folded ? 4 * SLM_FOLD_FLOATS : 0;
     most = bytes > most ? bytes : most;
   }
   return most;

@@ -122,9 +122,14 @@ static step read_step(reader *r, const dump *d) {
 
 static int range(int64_t at, int64_t bytes, int64_t size) { return at >= 0 && at % 64 == 0 && bytes >= 0 && bytes <= size && at <= size - bytes; }
 
-/* Rows of `width` floats, `ld` apart, in the workspace. */
-static int value(const slm_program *p, int64_t at, int32_t ld, int64_t width) {
-  return width > 0 && ld >= width && range(at, ((int64_t)(p->rows - 1) * ld + width) * 4, p->workspace);
+/* `rows` rows of `width` floats, `ld` apart, in the workspace. */
+static int values(const slm_program *p, int32_t rows, int64_t at, int32_t ld, int64_t width) {
+  return width > 0 && ld >= width && range(at, ((int64_t)(rows - 1) * ld + width) * 4, p->workspace);
+}
+static int value(const slm_program *p, int64_t at, int32_t ld, int64_t width) { return values(p, p->rows, at, ld, width); }
+/* What a folded PREPARE rounds is in the workspace in narrow steps alone. */
+static int foldable(const slm_program *p, int64_t at, int32_t ld, int64_t width) {
+  return values(p, p->rows < SLM_NARROW ? p->rows : SLM_NARROW, at, ld, width);
 }
 static int floats(const dump *d, int64_t at, int64_t n) { return range(at, 4 * n, d->arena_bytes); }
 static int optional(const dump *d, int64_t at, int64_t n) { return at == -1 || floats(d, at, n); }
@@ -156,7 +161,8 @@ static int page_part(const slm_program *p, const slm_op *op) {
 
 static int matmul_fits(const dump *d, const slm_op *op) {
   const slm_program *p = &d->program;
-  const int out = op->out == -1 ? op->output && op->n == p->vocab : value(p, op->out, op->ldout, op->n);
+  const int folded = op + 1 < p->ops + p->n_ops && op[1].kind == SLM_PREPARE && op[1].folded;
+  const int out = op->out == -1 ? op->output && op->n == p->vocab : (folded ? foldable : value)(p, op->out, op->ldout, op->n);
   return out && slot(p, op) && weights(d, op, op->n) &&
          optional(d, op->bias, op->n) && optional(d, op->bias2, op->n) && op->epilogue >= SLM_PLAIN && op->epilogue <= SLM_GATED &&
          (op->epilogue != SLM_RESIDUAL || value(p, op->y, op->ldy, op->n));
@@ -171,7 +177,10 @@ static int norm_fits(const dump *d, const slm_op *op, int64_t heads) {
 static int prepare_fits(const dump *d, const slm_op *op) {
   const slm_program *p = &d->program;
   const int64_t width = op->used ? (int64_t)(op->used - 1) * op->part + op->k : op->k;
-  return value(p, op->x, op->ldx, width) && norm_fits(d, op, 1) && slot(p, op);
+  if (!op->folded) return value(p, op->x, op->ldx, width) && norm_fits(d, op, 1) && slot(p, op);
+  const slm_op *made = op - 1;
+  return op > p->ops && made->kind == SLM_MATMUL && made->out == op->x && made->n == op->k && made->output == op->output &&
+         op->act_block && !op->used && op->norm == -1 && foldable(p, op->x, op->ldx, width) && slot(p, op);
 }
 
 static int experts_fit(const dump *d, const slm_op *op) {

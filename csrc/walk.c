@@ -29,20 +29,38 @@ static int32_t claim_of(const walker *w, const slm_op *op, int32_t part) {
 }
 static int32_t claim(const walker *w, const slm_op *op) { return claim_of(w, op, 0); }
 
+/* The PREPARE behind a matmul of a wide step that is done with it, or NULL. */
+static const slm_op *folded_by(const walker *w, const slm_op *op) {
+  const slm_program *p = &w->e->program;
+  return !w->ctx.narrow && op + 1 < p->ops + p->n_ops && op[1].kind == SLM_PREPARE && op[1].folded ? op + 1 : NULL;
+}
+
+/* The same rows and panels, rounded as soon as they are made, while they are in the second-level cache. */
+static void matmul_folded(const walker *w, const slm_op *op, int32_t row, int32_t stop, int32_t panel, int32_t panel_stop) {
+  slm_ctx c = w->ctx;
+  c.fold = (slm_fold){c.scratch, row, panel * 16, (panel_stop - panel) * 16};
+  w->e->isa->matmul(&c, op, row, stop, panel, panel_stop);
+  w->e->isa->prepare(&c, op + 1, row, stop, panel * 16, panel_stop * 16);
+}
+
 /* Claimed units of `step` panels from `first` on, with the rows row … stop of part `part`. */
 static void matmul_claimed(const walker *w, const slm_op *op, int32_t part, int32_t row, int32_t stop, int32_t row_block,
                            int32_t first, int32_t panels, int32_t step) {
+  const int folded = folded_by(w, op) != NULL;
   for (;;) {
     int64_t at = first + (int64_t)claim_of(w, op, part) * step;
     if (at >= panels) return;
     int32_t end = at + step < panels ? (int32_t)(at + step) : panels;
     for (int32_t r = row; r < stop; r += row_block) {
       if (stopped(w)) return;
-      w->e->isa->matmul(&w->ctx, op, r, r + row_block < stop ? r + row_block : stop, (int32_t)at, end);
+      const int32_t r_stop = r + row_block < stop ? r + row_block : stop;
+      if (folded) matmul_folded(w, op, r, r_stop, (int32_t)at, end);
+      else w->e->isa->matmul(&w->ctx, op, r, r_stop, (int32_t)at, end);
     }
   }
 }
 
+static int32_t least(int64_t a, int64_t b) { return (int32_t)(a < b ? a : b); }
 static int32_t at_least_1(int64_t n) { return n < 1 ? 1 : n > 1 << 20 ? 1 << 20 : (int32_t)n; }
 
 /* Most of the panels in one contiguous range a thread, so that memory is read in long runs, the rest claimed in pieces of
@@ -61,17 +79,22 @@ static void matmul_narrow(const walker *w, const slm_op *op) {
 /* Each thread takes the rows that it prepared, as another core's come slowly, and then helps with what is left of others';
    with few rows for each it would be the weights that are read too often. Groups of panels, claimed, stay in the
    second-level cache together with as many tokens' activations; small enough that threads end together, and of whole
-   pairs, as matmul takes them. */
+   pairs, as matmul takes them, or of whole blocks to be rounded, with no more rows than there is room for. */
 static void matmul_wide(const walker *w, const slm_op *op) {
   const int32_t panels = (op->n + 15) / 16, threads = w->e->active, rows = slm_rows(&w->ctx, op);
-  const int32_t tile = w->e->isa->tile, pair = op->epilogue == SLM_GATED ? 1 : 2;
+  const int32_t tile = w->e->isa->tile;
+  const slm_op *folded = folded_by(w, op);
+  const int32_t together = op->epilogue == SLM_GATED ? 1 : 2;
+  const int32_t pair = folded && folded->act_block > 16 * together ? folded->act_block / 16 : together;
   const int32_t parts = rows >= OWN_ROWS * threads ? threads : 1;
   const int32_t even = at_least_1(panels / (8 * threads / parts * pair)) * pair;
-  const int32_t fit = at_least_1((256 << 10) / slm_panel_step(op) / pair) * pair;
-  const int64_t block = at_least_1(w->e->isa->act_bytes / slm_act_row_bytes(op->act_block, op->k) / tile) * tile;
+  const int32_t most = folded ? SLM_FOLD_FLOATS / (16 * 16) : panels;
+  const int32_t fit = least(at_least_1((256 << 10) / slm_panel_step(op) / pair) * pair, least(even, most));
+  const int64_t cached = w->e->isa->act_bytes / slm_act_row_bytes(op->act_block, op->k);
+  const int32_t block = at_least_1(least(cached, folded ? SLM_FOLD_FLOATS / (16 * fit) : cached) / tile) * tile;
   for (int32_t i = 0; i < parts; i++) {
     const int32_t part = (w->thread + i) % parts, row = cut(rows, tile, part, parts), stop = cut(rows, tile, part + 1, parts);
-    matmul_claimed(w, op, part, row, stop, (int32_t)block, 0, panels, fit < even ? fit : even);
+    matmul_claimed(w, op, part, row, stop, block, 0, panels, fit);
   }
 }
 
@@ -243,8 +266,8 @@ static void run_prepare(const walker *w, const slm_op *op) {
   const int32_t rows = slm_rows(&w->ctx, op), tiles = w->ctx.groups->n_tiles, t = w->thread, threads = w->e->active;
   if (op->used && grouped(&w->ctx, op)) isa->prepare_groups(&w->ctx, op, cut(tiles, 1, t, threads), cut(tiles, 1, t + 1, threads));
   if (op->used) return;
-  if (w->ctx.narrow) isa->prepare(&w->ctx, op, 0, rows);
-  else isa->prepare(&w->ctx, op, cut(rows, isa->tile, t, threads), cut(rows, isa->tile, t + 1, threads));
+  if (w->ctx.narrow) isa->prepare(&w->ctx, op, 0, rows, 0, op->k);
+  else if (!op->folded) isa->prepare(&w->ctx, op, cut(rows, isa->tile, t, threads), cut(rows, isa->tile, t + 1, threads), 0, op->k);
 }
 
 static void gather(const slm_ctx *c, const slm_op *op, int32_t row, int32_t stop) {
@@ -293,7 +316,7 @@ void slm_walk(void *state, int32_t thread) {
   slm_engine *e = state;
   uint8_t *scratch = e->memory + e->program.workspace + thread * e->scratch;
   walker w = {e, {&e->program, e->batch, e->memory, scratch, (float *)(scratch + e->program.scratch), e->turn, e->turn_at,
-                  &e->groups, e->parts, e->segments, e->batch->n_tokens <= SLM_NARROW}, thread};
+                  &e->groups, e->parts, e->segments, e->batch->n_tokens <= SLM_NARROW, {0}}, thread};
   const slm_fpstate before = slm_fpstate_enter();
   turn_rows(&w);
   slm_pool_barrier(e->pool);

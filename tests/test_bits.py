@@ -28,6 +28,7 @@ FULL = os.environ.get("TINYSLM_FULL") == "1"
 TOKENS = 300
 THREADS, CHUNKS = (1, 2, 3), (1, 7, 64, 512)
 WIDE = Shape(layers=2, width=2048, heads=32, kv_heads=8, ff=8192, vocab=4096, context=512, tied=True)  # the 1B's widths
+FLARED = Shape(layers=1, width=32, heads=1, kv_heads=1, ff=40960, vocab=300, context=512, tied=True)
 
 
 def isas() -> list[str]:
@@ -141,6 +142,12 @@ def test_the_width_of_a_real_model(tmp_path: Path, kind: str) -> None:
     shapes.make(path, WIDE, kind, "Q6_K")
     vectors = [case for case in product() if case[0] != "scalar"]
     check(path, [*subset(vectors), ("scalar", 1, 64)])
+
+
+def test_a_feed_forward_wider_than_what_is_rounded_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "flared.gguf"
+    shapes.make(path, FLARED, "Q4_0", "Q8_0")
+    check(path, [(isa, 1, chunk) for isa in isas() if isa != "scalar" for chunk in (1, 512)])
 
 
 def test_every_value_of_every_axis_appears() -> None:

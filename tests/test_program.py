@@ -131,6 +131,34 @@ def test_one_slot_for_each_way_of_rounding() -> None:
     assert prepared == [32, 256, 0]
 
 
+def test_what_alone_is_rounded_is_folded_into_the_matmul_before() -> None:
+    b, x = start()
+    y = b.act(b.matmul(x, Weight("v", 512, 256)), "gelu")
+    plain = ending(b, b.matmul(y, Weight("w", 256, 512)))
+    program = lowered(plain)
+    made, prepare = program.ops[2:4]
+    assert (made.kind, prepare.kind, prepare.folded) == ("MATMUL", "PREPARE", 1)
+    assert made.folds is prepare
+    assert [op.folded for op in program.ops if op is not prepare] == [0] * (len(program.ops) - 1)
+    assert not prepare.barrier & WAIT_WIDE
+    assert not any(op.folded for op in lowered(plain, fuse=False).ops)
+
+
+@pytest.mark.parametrize("case", ["read again", "two roundings", "float32", "normed", "not the last"])
+def test_what_must_not_be_folded(case: str) -> None:
+    b, x = start()
+    y = b.matmul(x, Weight("v", 256, 256))
+    last = b.matmul(x, Weight("t", 256, 256)) if case == "not the last" else x
+    read = b.rmsnorm(y, vector("norm", 256), 1e-5) if case == "normed" else y
+    z = b.matmul(read, Weight("w", 256, 256))
+    if case == "two roundings":
+        z = b.add(z, b.matmul(y, Weight("u", 256, 256)))
+    if case == "read again":
+        z = b.glu(z, y, "silu")
+    program = lowered(ending(b, b.glu(z, last, "silu")), w=F32 if case == "float32" else Q8_0, u=Q6_K)
+    assert not any(op.folded for op in program.ops)
+
+
 def test_tied_and_untied_embeddings() -> None:
     tied, untied = lowered(toy(tied=True)), lowered(toy())
     assert (tied.ops[0].kind, untied.ops[0].kind) == ("LOOKUP", "EMBED")
@@ -187,6 +215,10 @@ class Touch:
 
 def touches(op: LoweredOp, program: Lowered, narrow: bool) -> Iterator[Touch]:
     rows = up(program.rows, 16)
+    if op.folded and not narrow:  # the matmul before it does it
+        return
+    if op.folds and not narrow:
+        yield from touches(replace(op.folds, folded=0, x=-1, x_value=None), program, narrow)
     for at, ld, value, write in (
         (op.x, op.ldx, op.x_value, False), (op.y, op.ldy, op.y_value, False), (op.out, op.ldout, op.out_value, True),
     ):  # fmt: skip
@@ -194,7 +226,9 @@ def touches(op: LoweredOp, program: Lowered, narrow: bool) -> Iterator[Touch]:
         if value is not None:
             assert ld >= value.width
             assert at % 64 == 0
-            yield Touch("workspace", at, at + 4 * ld * rows, write, value.index)
+            few = op.folded or (op.folds and write)
+            if narrow or not few:
+                yield Touch("workspace", at, at + 4 * ld * (16 if few else rows), write, value.index)
     if op.kind == "GROUP" or (op.used and op.slot):
         yield Touch("groups", 0, 1, op.kind == "GROUP", "groups")
     if op.kind in ("PREPARE", "MATMUL", "EXPERTS"):

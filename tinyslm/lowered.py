@@ -75,6 +75,7 @@ class LoweredOp:
     used: int = 0
     experts: int = 0
     part: int = 0
+    folded: int = 0
     eps: float = 0.0
     scale: float = 1.0
     softcap: float = 0.0
@@ -93,6 +94,7 @@ class LoweredOp:
     y_value: Value | None = None
     out_value: Value | None = None
     slot: tuple[int, ...] | None = None  # (value, act_block), and of rows by experts the route
+    folds: LoweredOp | None = None  # the folded PREPARE of what a MATMUL makes
     store: int = -1
 
 
@@ -120,11 +122,13 @@ Key = tuple[str | int, ...]
 
 
 def _touched(op: LoweredOp) -> tuple[list[Key], list[Key]]:
-    """Keys of what an op reads and writes in the workspace: values and act slots."""
+    """Keys of what an op reads and writes in the workspace, in narrow or wide steps: values and act slots."""
     reads: list[Key] = [("value", v.index, 0) for v in (op.x_value, op.y_value) if v is not None]
     writes: list[Key] = [("value", op.out_value.index, 0)] if op.out_value is not None else []
     if op.slot is not None:
         (writes if op.kind == "PREPARE" else reads).append(("act", *op.slot))
+    if op.folds and op.folds.slot:
+        writes.append(("act", *op.folds.slot))
     return reads, writes
 
 
@@ -138,6 +142,7 @@ def layout(ops: list[LoweredOp], kernels: Kernels, rows: int, keep: bool) -> tup
     size: dict[Key, int] = {}
     narrow_size: dict[Key, int] = {}
     wide_rows = up(rows, TILE)
+    folded = {op.x_value.index for op in ops if op.folded and op.x_value}  # wide steps do not make these
     for i, op in enumerate(ops):
         reads, writes = _touched(op)
         for key in reads + writes:
@@ -145,7 +150,7 @@ def layout(ops: list[LoweredOp], kernels: Kernels, rows: int, keep: bool) -> tup
             last[key] = len(ops) if keep else i + 1
         for v in (op.x_value, op.y_value, op.out_value):
             if v is not None:
-                size["value", v.index, 0] = up(4 * up(v.width, 16) * wide_rows)
+                size["value", v.index, 0] = up(4 * up(v.width, 16) * (TILE if v.index in folded else wide_rows))
         if op.slot is not None:
             row_bytes = kernels.act_row_bytes(op.act_block, op.k)
             size[("act", *op.slot)] = up(row_bytes * _slot_rows(op, wide_rows))
@@ -198,12 +203,21 @@ def _accesses(op: LoweredOp, kernels: Kernels, rows: int, bit: int) -> list[_Acc
     def workspace(at: int, size: int, writes: bool) -> None:
         out.append(_Access("workspace", at, at + size, writes, ""))
 
-    for at, ld, writes in ((op.x, op.ldx, False), (op.y, op.ldy, False), (op.out, op.ldout, True)):
-        if at >= 0:
-            workspace(at, 4 * ld * up(rows, TILE), writes)
-    if op.slot is not None and (bit == WAIT_WIDE or op.used):  # in a narrow step a slot is the thread's own
+    def act_slot(op: LoweredOp) -> None:
         size = kernels.act_row_bytes(op.act_block, op.k) * _slot_rows(op, up(rows, TILE))
         workspace(op.act_wide, size, op.kind == "PREPARE")
+
+    wide = bit == WAIT_WIDE
+    if op.folded and wide:
+        return []
+    if op.folds and wide:
+        act_slot(op.folds)
+    for at, ld, writes in ((op.x, op.ldx, False), (op.y, op.ldy, False), (op.out, op.ldout, True)):
+        folded = op.folded or (writes and op.folds)
+        if at >= 0 and not (wide and folded):
+            workspace(at, 4 * ld * (TILE if folded else up(rows, TILE)), writes)
+    if op.slot is not None and (wide or op.used):  # in a narrow step a slot is the thread's own
+        act_slot(op)
     if op.kind == "GROUP" or (op.slot is not None and op.used):
         out.append(_Access("groups", 0, 1, op.kind == "GROUP", ""))
     if op.store >= 0:  # in a narrow step what is stored is attended to by the thread that stored it

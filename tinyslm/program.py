@@ -198,7 +198,17 @@ class _Lowering:
             if norm:
                 self.norm_by(op, norm.op)
                 op.gather = int(norm.gather)
+            elif self.foldable(x, act_block):
+                self.ops[-2].folds, op.folded = op, 1
         return slot
+
+    def foldable(self, x: Value, act_block: int) -> bool:
+        """Whether the last op but one is a matmul that makes x for nothing but the PREPARE after it."""
+        made = self.ops[-2] if len(self.ops) > 1 else None
+        if not made or made.kind != "MATMUL" or made.out_value != x or not act_block or not self.used_by(x, "matmul"):
+            return False
+        types = {self.types[u.weight.name] for u in self.users[x.index] if u.weight}
+        return all(self.kernels.act_block(t) == act_block for t in types)
 
     def only_user(self, v: Value, *kinds: str) -> Op | None:
         """The op that alone reads v, if it may be fused and is of these kinds."""

@@ -26,8 +26,8 @@ KEPT_BYTES = 32 << 20  # of pages given back, for sequences to come: new ones co
 KERNELS = Kernels(lib.slm_panel_bytes, lib.slm_row_bytes, lib.slm_act_row_bytes, lib.slm_act_block, lib.slm_kv_bytes)
 FIELDS = (
     "output", "gather", "barrier", "type", "type2", "n", "k", "ldx", "ldy", "ldout", "heads", "kv_heads", "dk", "dv",
-    "rope", "kv_type", "window", "act_block", "center", "offset", "used", "experts", "part", "eps", "scale", "softcap",
-    "x", "y", "out", "w", "bias", "bias2", "norm", "norm_bias", "kv", "act_narrow", "act_wide",
+    "rope", "kv_type", "window", "act_block", "center", "offset", "used", "experts", "part", "folded", "eps", "scale",
+    "softcap", "x", "y", "out", "w", "bias", "bias2", "norm", "norm_bias", "kv", "act_narrow", "act_wide",
 )  # fmt: skip
 NO_BUFFER = ffi.cast("uint8_t *", 0)
 
