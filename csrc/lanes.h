@@ -15,6 +15,7 @@
    vi_round(v) float → int, to nearest even;  vf_cvt(v) int → float;  vi_bits(v) vf_bits(v) reinterpret
    vi_abs_bits(v)              float bits without the sign
    vi_sum(v) vi_top(v)         exact, so in any order;  vi_to_i8(p, v) the low bytes
+   vi_to_i8_four(p, v)         of 4 vectors of int8's range: 4 lanes' of each in turn
    vi_sums(v) vi_tops(v)       of 16 vectors, one in each lane
 
    vw                          64 bytes: 16 rows × 4 codes

@@ -79,7 +79,8 @@ static void matmul_narrow(const walker *w, const slm_op *op) {
 /* Each thread takes the rows that it prepared, as another core's come slowly, and then helps with what is left of others';
    with few rows for each it would be the weights that are read too often. Groups of panels, claimed, stay in the
    second-level cache together with as many tokens' activations; small enough that threads end together, and of whole
-   pairs, as matmul takes them, or of whole blocks to be rounded, with no more rows than there is room for. */
+   pairs, as matmul takes them, or of whole blocks to be rounded, with no more rows than there is room for. What is rounded
+   goes by longer groups, as a few blocks of a row are rounded no faster than many. */
 static void matmul_wide(const walker *w, const slm_op *op) {
   const int32_t panels = (op->n + 15) / 16, threads = w->e->active, rows = slm_rows(&w->ctx, op);
   const int32_t tile = w->e->isa->tile;
@@ -89,9 +90,10 @@ static void matmul_wide(const walker *w, const slm_op *op) {
   const int32_t parts = rows >= OWN_ROWS * threads ? threads : 1;
   const int32_t even = at_least_1(panels / (8 * threads / parts * pair)) * pair;
   const int32_t most = folded ? SLM_FOLD_FLOATS / (16 * 16) : panels;
-  const int32_t fit = least(at_least_1((256 << 10) / slm_panel_step(op) / pair) * pair, least(even, most));
-  const int64_t cached = w->e->isa->act_bytes / slm_act_row_bytes(op->act_block, op->k);
-  const int32_t block = at_least_1(least(cached, folded ? SLM_FOLD_FLOATS / (16 * fit) : cached) / tile) * tile;
+  const int32_t cached = folded ? 512 << 10 : 256 << 10;
+  const int32_t fit = least(at_least_1(cached / slm_panel_step(op) / pair) * pair, least(even, most));
+  const int64_t near = w->e->isa->act_bytes / slm_act_row_bytes(op->act_block, op->k);
+  const int32_t block = at_least_1(least(near, folded ? SLM_FOLD_FLOATS / (16 * fit) : near) / tile) * tile;
   for (int32_t i = 0; i < parts; i++) {
     const int32_t part = (w->thread + i) % parts, row = cut(rows, tile, part, parts), stop = cut(rows, tile, part + 1, parts);
     matmul_claimed(w, op, part, row, stop, block, 0, panels, fit);

@@ -69,6 +69,11 @@ IN __m128i low_bytes(__m256i v) {
   return _mm_unpacklo_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
 }
 IN void vi_to_i8(void *p, vi v) { _mm_storeu_si128(p, _mm_unpacklo_epi64(low_bytes(v.a), low_bytes(v.b))); }
+IN void vi_to_i8_four(void *p, const vi *v) {
+  __m256i *to = p;
+  _mm256_storeu_si256(to, _mm256_packs_epi16(_mm256_packs_epi32(v[0].a, v[1].a), _mm256_packs_epi32(v[2].a, v[3].a)));
+  _mm256_storeu_si256(to + 1, _mm256_packs_epi16(_mm256_packs_epi32(v[0].b, v[1].b), _mm256_packs_epi32(v[2].b, v[3].b)));
+}
 IN int32_t vi_sum(vi v) {
   __m256i a = _mm256_add_epi32(v.a, v.b);
   __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));

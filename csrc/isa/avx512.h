@@ -64,6 +64,9 @@ FOLD(vi_sums, vi_add)
 FOLD(vi_tops, vi_max)
 IN vi vi_i8(const void *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(p)); }
 IN void vi_to_i8(void *p, vi v) { _mm_storeu_si128(p, _mm512_cvtepi32_epi8(v)); }
+IN void vi_to_i8_four(void *p, const vi *v) {
+  _mm512_storeu_si512(p, _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3])));
+}
 IN vi vi_abs_bits(vf v) { return _mm512_and_si512(vi_bits(v), vi_set(0x7fffffff)); }
 
 #define vw_load _mm512_loadu_si512

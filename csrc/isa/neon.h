@@ -80,6 +80,13 @@ IN void vi_to_i8(void *p, vi a) {
   int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
   vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
+IN void vi_to_i8_four(void *p, const vi *a) {
+  EACH {
+    int16x8_t low = vcombine_s16(vmovn_s32(a[0].v[i]), vmovn_s32(a[1].v[i]));
+    int16x8_t high = vcombine_s16(vmovn_s32(a[2].v[i]), vmovn_s32(a[3].v[i]));
+    vst1q_s8((int8_t *)p + 16 * i, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+  }
+}
 EACH_FOLDED(vi_sums, vi_sum)
 EACH_FOLDED(vi_tops, vi_top)
 

@@ -66,6 +66,9 @@ IN float vf_top(vf a) { float t = a[0]; EACH t = t > a[i] ? t : a[i]; return t; 
 IN vi vi_set(int32_t x) { return (vi){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 IN vi vi_i8(const void *p) { int8_t b[16]; vi r; memcpy(b, p, 16); EACH r[i] = b[i]; return r; }
 IN void vi_to_i8(void *p, vi a) { int8_t b[16]; EACH b[i] = (int8_t)a[i]; memcpy(p, b, 16); }
+IN void vi_to_i8_four(void *p, const vi *a) {
+  for (int i = 0; i < 64; i++) ((int8_t *)p)[i] = (int8_t)a[i / 4 % 4][i / 16 * 4 + i % 4];
+}
 /* Integers wrap where they overflow, as in every other instruction set. */
 typedef uint32_t vu __attribute__((vector_size(64)));
 IN vi vi_add(vi a, vi b) { return (vi)((vu)a + (vu)b); }
